@@ -1,0 +1,2 @@
+//! The program `ebus`.
+fn main() {}

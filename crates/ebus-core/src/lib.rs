@@ -1,0 +1,1 @@
+//! The words and traits of ebus: messages, sources, tokens, ledgers, positions.

@@ -1,0 +1,1 @@
+//! The event envelope of ebus and its wire formats.

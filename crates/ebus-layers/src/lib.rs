@@ -1,0 +1,1 @@
+//! Tower layers for ebus publishers and handlers.

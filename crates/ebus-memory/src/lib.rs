@@ -1,0 +1,1 @@
+//! The in-process broker of ebus: a partitioned log with groups.

@@ -1,0 +1,1 @@
+//! Conformance suite, history oracle and broker launchers of ebus.
