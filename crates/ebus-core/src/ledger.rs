@@ -1,0 +1,221 @@
+//! What of a partition is finished, and how far the low watermark may move (G1, G6).
+//!
+//! Pure bookkeeping for one partition under one epoch. No I/O, no clock.
+
+use std::collections::VecDeque;
+
+use crate::position::{MAX_FRAME_LEN, varint_len};
+use crate::{NextOffset, OffsetSet, Position};
+
+/// Limits of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LedgerLimits {
+    /// The most messages between the low watermark and the highest one read: what one stuck message can hold up.
+    pub max_span: usize,
+    /// The longest position text in bytes that the backend keeps.
+    pub max_position_len: usize,
+}
+
+impl Default for LedgerLimits {
+    /// 16,384 messages, whose bitmap is 2,731 characters; 3,500 characters, below the 4,096 bytes that Kafka's brokers
+    /// take as commit metadata (`offset.metadata.max.bytes`).
+    fn default() -> Self {
+        Self { max_span: 16_384, max_position_len: 3_500 }
+    }
+}
+
+impl LedgerLimits {
+    /// With this many messages of uncommitted span, at least 1.
+    #[must_use]
+    pub fn with_max_span(mut self, messages: usize) -> Self {
+        self.max_span = messages.max(1);
+        self
+    }
+
+    /// With this many bytes of position text.
+    #[must_use]
+    pub fn with_max_position_len(mut self, bytes: usize) -> Self {
+        self.max_position_len = bytes;
+        self
+    }
+}
+
+/// What to do with a message that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracked {
+    /// It is not finished: hand it on.
+    Deliver,
+    /// A former owner finished it: skip it.
+    FinishedBefore,
+}
+
+/// A message that must not be handed on: its offset is not above all that were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The offset.
+    pub offset: u64,
+}
+
+/// The ledger of one partition under one epoch.
+///
+/// The low watermark moves over the longest finished prefix **in order of arrival**; offsets may have gaps of any size. It
+/// never moves back. What former owners finished above the watermark is part of every position until reading has passed it.
+///
+/// Tracking is O(1). Finishing is O(1) where offsets are dense, O(log span) across gaps.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    limits: LedgerLimits,
+    entries: VecDeque<Entry>,
+    read_to: NextOffset,
+    inherited: OffsetSet,
+    unfinished: usize,
+    cost: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    offset: u64,
+    cost: u8,
+    finished: bool,
+}
+
+impl Ledger {
+    /// A ledger that starts at `position`.
+    pub fn new(position: &Position, limits: LedgerLimits) -> Self {
+        let mut inherited = position.finished.clone();
+        inherited.forget_below(position.watermark.0);
+        Self {
+            limits,
+            entries: VecDeque::new(),
+            read_to: position.watermark,
+            inherited,
+            unfinished: 0,
+            cost: 0,
+        }
+    }
+
+    /// Whether a message at `offset` may be read now: the span has room, and no outcome of what is tracked can make the
+    /// position's text longer than its limit. While nothing is tracked there is always room.
+    pub fn has_room(&self, offset: u64) -> bool {
+        if self.entries.is_empty() {
+            return true;
+        }
+        if self.entries.len() >= self.limits.max_span {
+            return false;
+        }
+        let max_bytes = self.limits.max_position_len.saturating_sub(MAX_FRAME_LEN) / 4 * 3;
+        let end = self.inherited.end().unwrap_or(0).max(offset.saturating_add(1));
+        let bitmap = end.saturating_sub(self.watermark().0).div_ceil(8);
+        bitmap <= max_bytes as u64 || self.most_run_bytes(offset) <= max_bytes
+    }
+
+    /// The most bytes that runs of finished offsets can take: each tracked offset's distance to the one before it is part
+    /// of one number, every other offset can begin a run, and what is inherited stands behind them.
+    fn most_run_bytes(&self, offset: u64) -> usize {
+        let inherited: usize =
+            self.inherited.runs().iter().map(|run| varint_len(run.0) + varint_len(run.1 - run.0)).sum();
+        let next = varint_len(offset.saturating_sub(self.read_to.0).saturating_add(1));
+        self.cost + next + (self.entries.len() + 2) / 2 + inherited
+    }
+
+    /// Takes up a message that was read. Messages come in ascending order of offset.
+    ///
+    /// # Errors
+    /// `Refused` when `offset` is tracked already, finished already, or below what was read.
+    pub fn track(&mut self, offset: u64) -> Result<Tracked, Refused> {
+        if offset < self.read_to.0 {
+            return Err(Refused { offset });
+        }
+        let cost = varint_len(offset - self.read_to.0 + 1) as u8;
+        let finished = self.inherited.contains(offset);
+        self.read_to = NextOffset::after(offset);
+        self.inherited.forget_below(self.read_to.0);
+        self.entries.push_back(Entry { offset, cost, finished });
+        self.cost += usize::from(cost);
+        if finished {
+            self.advance();
+            return Ok(Tracked::FinishedBefore);
+        }
+        self.unfinished += 1;
+        Ok(Tracked::Deliver)
+    }
+
+    /// Marks the message at `offset` finished. False when it is not tracked or was finished before.
+    pub fn finish(&mut self, offset: u64) -> bool {
+        let Some(index) = self.find(offset) else { return false };
+        let entry = &mut self.entries[index];
+        if entry.finished {
+            return false;
+        }
+        entry.finished = true;
+        self.unfinished -= 1;
+        if index == 0 {
+            self.advance();
+        }
+        true
+    }
+
+    /// Where `offset` stands: first the place it has where there are no gaps, then by bisection below that.
+    fn find(&self, offset: u64) -> Option<usize> {
+        let first = self.entries.front()?.offset;
+        let distance = usize::try_from(offset.checked_sub(first)?).unwrap_or(usize::MAX);
+        let guess = distance.min(self.entries.len() - 1);
+        if self.entries[guess].offset == offset {
+            return Some(guess);
+        }
+        let index = self.entries.partition_point(|entry| entry.offset < offset);
+        self.entries.get(index).is_some_and(|entry| entry.offset == offset).then_some(index)
+    }
+
+    fn advance(&mut self) {
+        while let Some(entry) = self.entries.front().filter(|entry| entry.finished) {
+            self.cost -= usize::from(entry.cost);
+            self.entries.pop_front();
+        }
+    }
+
+    /// All below it is finished: the first unfinished message that was read, or what is read next.
+    pub fn watermark(&self) -> NextOffset {
+        self.entries.front().map_or(self.read_to, |entry| NextOffset(entry.offset))
+    }
+
+    /// The offset after the last one that was read.
+    pub fn read_to(&self) -> NextOffset {
+        self.read_to
+    }
+
+    /// Messages that are read and not finished.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished
+    }
+
+    /// Messages between the low watermark and what was read.
+    pub fn span(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// One snapshot of what is finished. O(span).
+    pub fn position(&self) -> Position {
+        let mut finished = OffsetSet::new();
+        let mut run: Option<(u64, u64)> = None;
+        for entry in &self.entries {
+            if entry.finished {
+                run = Some((run.map_or(entry.offset, |run| run.0), entry.offset + 1));
+            } else if let Some((start, end)) = run.take() {
+                finished.push(start, end);
+            }
+        }
+        if let Some((start, end)) = run {
+            finished.push(start, end);
+        }
+        for &(start, end) in self.inherited.runs() {
+            finished.push(start, end);
+        }
+        Position { watermark: self.watermark(), finished }
+    }
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

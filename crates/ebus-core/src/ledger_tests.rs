@@ -1,0 +1,210 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Epoch, LogMark};
+
+fn ledger(watermark: u64) -> Ledger {
+    Ledger::new(&Position::at(NextOffset(watermark)), LedgerLimits::default())
+}
+
+#[test]
+fn the_watermark_moves_over_the_finished_prefix_only() {
+    let mut ledger = ledger(0);
+    for offset in 0..4 {
+        assert_eq!(ledger.track(offset), Ok(Tracked::Deliver));
+    }
+    assert!(ledger.finish(2));
+    assert!(ledger.finish(1));
+    assert_eq!(ledger.watermark(), NextOffset(0));
+    assert_eq!(ledger.position().finished.runs(), [(1, 3)]);
+    assert!(ledger.finish(0));
+    assert_eq!(ledger.watermark(), NextOffset(3));
+    assert!(ledger.position().finished.is_empty());
+    assert!(ledger.finish(3));
+    assert_eq!(ledger.watermark(), NextOffset(4));
+}
+
+#[test]
+fn gaps_of_any_size_do_not_stop_it() {
+    let mut ledger = ledger(5);
+    for offset in [1_000_000, 1_000_002, 9_000_000_000] {
+        assert_eq!(ledger.track(offset), Ok(Tracked::Deliver));
+    }
+    assert!(!ledger.finish(1_000_001), "never arrived");
+    assert!(ledger.finish(1_000_000));
+    assert_eq!(ledger.watermark(), NextOffset(1_000_002));
+    assert!(ledger.finish(9_000_000_000));
+    assert!(ledger.finish(1_000_002));
+    assert_eq!(ledger.watermark(), NextOffset(9_000_000_001));
+}
+
+#[test]
+fn an_offset_is_tracked_once_and_finished_once() {
+    let mut ledger = ledger(3);
+    assert_eq!(ledger.track(2), Err(Refused { offset: 2 }));
+    assert_eq!(ledger.track(3), Ok(Tracked::Deliver));
+    assert_eq!(ledger.track(3), Err(Refused { offset: 3 }));
+    assert!(ledger.finish(3));
+    assert!(!ledger.finish(3));
+    assert_eq!(ledger.track(3), Err(Refused { offset: 3 }));
+}
+
+#[test]
+fn what_former_owners_finished_is_skipped_and_stays_in_every_position() {
+    let mut finished = OffsetSet::new();
+    finished.push(12, 14);
+    finished.push(20, 21);
+    let mut ledger = Ledger::new(&Position { watermark: NextOffset(10), finished }, LedgerLimits::default());
+    assert_eq!(ledger.track(10), Ok(Tracked::Deliver));
+    assert_eq!(ledger.position().finished.runs(), [(12, 14), (20, 21)]);
+    assert_eq!(ledger.track(11), Ok(Tracked::Deliver));
+    assert_eq!(ledger.track(12), Ok(Tracked::FinishedBefore));
+    assert_eq!(ledger.position().finished.runs(), [(12, 14), (20, 21)]);
+    assert!(ledger.finish(11));
+    assert_eq!(ledger.position().finished.runs(), [(11, 14), (20, 21)]);
+    assert!(ledger.finish(10));
+    assert_eq!(ledger.watermark(), NextOffset(13), "13 was not read yet");
+    assert_eq!(ledger.track(13), Ok(Tracked::FinishedBefore));
+    assert_eq!(ledger.watermark(), NextOffset(14));
+}
+
+#[test]
+fn the_span_is_bounded() {
+    let mut ledger = Ledger::new(&Position::default(), LedgerLimits::default().with_max_span(3));
+    for offset in 0..3 {
+        assert!(ledger.has_room(offset));
+        assert_eq!(ledger.track(offset), Ok(Tracked::Deliver));
+    }
+    assert!(!ledger.has_room(3));
+    ledger.finish(1);
+    assert!(!ledger.has_room(3));
+    ledger.finish(0);
+    assert!(ledger.has_room(3));
+}
+
+#[test]
+fn the_default_span_fits_the_default_position_however_it_finishes() {
+    let limits = LedgerLimits::default();
+    let mut ledger = Ledger::new(&Position::at(NextOffset(1 << 40)), limits);
+    for offset in 1 << 40..(1 << 40) + 16_384 {
+        assert!(ledger.has_room(offset));
+        ledger.track(offset).expect("ascending");
+    }
+    for offset in ((1u64 << 40) + 1..(1 << 40) + 16_384).step_by(2) {
+        ledger.finish(offset);
+    }
+    let text = ledger.position().encode(LogMark(u128::MAX), Epoch(u64::MAX));
+    assert!(text.len() <= limits.max_position_len, "{}", text.len());
+}
+
+/// The same by brute force: everything that arrived, and what of it is finished.
+#[derive(Default)]
+struct Naive {
+    arrived: BTreeMap<u64, bool>,
+    before: BTreeSet<u64>,
+}
+
+impl Naive {
+    fn watermark(&self, read_to: u64) -> u64 {
+        self.arrived.iter().find(|(_, finished)| !**finished).map_or(read_to, |(offset, _)| *offset)
+    }
+
+    fn finished_above(&self, watermark: u64) -> BTreeSet<u64> {
+        let arrived = self.arrived.iter().filter(|(_, finished)| **finished).map(|(offset, _)| *offset);
+        arrived.chain(self.before.iter().copied()).filter(|offset| *offset >= watermark).collect()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Read { gap: u64 },
+    Finish { pick: usize },
+    HandOver,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => prop_oneof![4 => Just(0u64), 1 => 1u64..4, 1 => 1000u64..2_000_000].prop_map(|gap| Step::Read { gap }),
+        4 => any::<prop::sample::Index>().prop_map(|i| Step::Finish { pick: i.index(64) }),
+        1 => Just(Step::HandOver),
+    ];
+    prop::collection::vec(step, 0..300)
+}
+
+proptest! {
+    /// Whatever arrives and finishes in whatever order, over any number of owners: the watermark never passes an
+    /// unfinished message and never moves back, nothing finished is delivered again, the text never outgrows its limit.
+    #[test]
+    fn agrees_with_the_naive_model(steps in steps(), max_len in 140usize..400) {
+        let limits = LedgerLimits::default().with_max_position_len(max_len).with_max_span(64);
+        let mut log: Vec<u64> = Vec::new();
+        let mut next = 0u64;
+        let mut ledger = Ledger::new(&Position::default(), limits);
+        let mut naive = Naive::default();
+        let mut cursor = 0usize;
+        let mut open: Vec<u64> = Vec::new();
+        let mut done: BTreeSet<u64> = BTreeSet::new();
+        let mut floor = 0u64;
+        for step in steps {
+            match step {
+                Step::Read { gap } => {
+                    if cursor == log.len() {
+                        log.push(next + gap);
+                        next += gap + 1;
+                    }
+                    let offset = log[cursor];
+                    if !ledger.has_room(offset) {
+                        continue;
+                    }
+                    cursor += 1;
+                    match ledger.track(offset).expect("ascending") {
+                        Tracked::Deliver => {
+                            prop_assert!(!done.contains(&offset), "{offset} was finished and comes again");
+                            open.push(offset);
+                            naive.arrived.insert(offset, false);
+                        }
+                        Tracked::FinishedBefore => {
+                            prop_assert!(done.contains(&offset), "{offset} is skipped and was never finished");
+                            naive.arrived.insert(offset, true);
+                            naive.before.remove(&offset);
+                        }
+                    }
+                }
+                Step::Finish { pick } => {
+                    if open.is_empty() {
+                        continue;
+                    }
+                    let offset = open.swap_remove(pick % open.len());
+                    prop_assert!(ledger.finish(offset));
+                    naive.arrived.insert(offset, true);
+                    done.insert(offset);
+                }
+                Step::HandOver => {
+                    let text = ledger.position().encode(LogMark(1), Epoch(1));
+                    let (position, _) = Position::decode(text.as_bytes(), LogMark(1), None).expect("ours");
+                    naive = Naive::default();
+                    naive.before = done.iter().copied().filter(|o| *o >= position.watermark.0).collect();
+                    cursor = log.partition_point(|offset| *offset < position.watermark.0);
+                    open.clear();
+                    ledger = Ledger::new(&position, limits);
+                }
+            }
+            let watermark = naive.watermark(ledger.read_to().0);
+            prop_assert_eq!(ledger.watermark().0, watermark);
+            prop_assert!(watermark >= floor, "the watermark moved back");
+            floor = watermark;
+            prop_assert!(log.iter().filter(|o| **o < watermark).all(|o| done.contains(o)), "a message was passed unfinished");
+            let position = ledger.position();
+            for offset in naive.finished_above(watermark) {
+                prop_assert!(position.finished.contains(offset), "{offset} is finished and not in the position");
+            }
+            for offset in log.iter().filter(|offset| position.finished.contains(**offset)) {
+                prop_assert!(done.contains(offset), "{offset} is in the position and not finished");
+            }
+            let text = position.encode(LogMark(u128::MAX), Epoch(u64::MAX));
+            prop_assert!(text.len() <= max_len, "{} > {max_len}", text.len());
+        }
+    }
+}

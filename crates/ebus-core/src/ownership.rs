@@ -1,0 +1,268 @@
+//! Which partitions a source owns, under which epoch, and what of each may be committed (G1, G3, G6).
+//!
+//! The one place where a token of a former ownership is found void, where an inherited finished set enters a ledger, and
+//! where it is decided what a commit says. A source calls it from its own task; nothing here waits.
+
+use std::collections::HashMap;
+
+use crate::{
+    Assigned, Epoch, Lease, Ledger, LedgerLimits, Owned, PartitionId, Position, Refused, Settlement, Slot,
+    Token, Tracked,
+};
+
+/// The partitions of one source.
+#[derive(Debug)]
+pub struct Ownership {
+    limits: LedgerLimits,
+    slots: Vec<SlotState>,
+    by_partition: HashMap<PartitionId, Slot>,
+    stale: u64,
+}
+
+#[derive(Debug)]
+struct SlotState {
+    partition: PartitionId,
+    /// The last epoch that this source gave out for the partition.
+    epoch: Epoch,
+    /// What it owns now, if it does.
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    ledger: Ledger,
+    /// Something finished since the last snapshot for a commit.
+    dirty: bool,
+    /// A commit of this partition has no answer yet.
+    committing: bool,
+}
+
+/// What a batch of settlements came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settled {
+    /// Finished.
+    pub finished: usize,
+    /// Given up unfinished.
+    pub dropped: usize,
+    /// Void: tokens of an ownership that has ended, or of a message that was finished before.
+    pub stale: usize,
+}
+
+impl Ownership {
+    /// Owns nothing yet.
+    pub fn new(limits: LedgerLimits) -> Self {
+        Self { limits, slots: Vec::new(), by_partition: HashMap::new(), stale: 0 }
+    }
+
+    /// Takes `partition` over at `position` under `epoch`, or under the next epoch after the last one of this source if
+    /// that is higher. A former ownership of it that is still there ends.
+    pub fn assign(
+        &mut self,
+        partition: PartitionId,
+        epoch: Epoch,
+        position: &Position,
+        lease: Lease,
+    ) -> Assigned {
+        let slot = *self.by_partition.entry(partition.clone()).or_insert_with(|| {
+            let slot =
+                Slot(u32::try_from(self.slots.len()).expect("fewer than 2^32 partitions were ever owned"));
+            self.slots.push(SlotState { partition: partition.clone(), epoch: Epoch(0), current: None });
+            slot
+        });
+        let state = &mut self.slots[slot.index()];
+        state.epoch = epoch.max(state.epoch.next());
+        state.current =
+            Some(Current { ledger: Ledger::new(position, self.limits), dirty: false, committing: false });
+        Assigned { owned: Owned { slot, epoch: state.epoch }, partition, lease }
+    }
+
+    /// Ends an ownership: released or lost. False, and counted, when it has ended before.
+    pub fn end(&mut self, owned: Owned) -> bool {
+        let ended = self.is_current(owned);
+        if ended {
+            self.slots[owned.slot.index()].current = None;
+        } else {
+            self.stale += 1;
+        }
+        ended
+    }
+
+    /// Whether this ownership is the present one.
+    pub fn is_current(&self, owned: Owned) -> bool {
+        self.current(owned).is_some()
+    }
+
+    fn current(&self, owned: Owned) -> Option<&Current> {
+        let state = self.slots.get(owned.slot.index())?;
+        state.current.as_ref().filter(|_| state.epoch == owned.epoch)
+    }
+
+    fn current_mut(&mut self, owned: Owned) -> Option<&mut Current> {
+        let state = self.slots.get_mut(owned.slot.index())?;
+        state.current.as_mut().filter(|_| state.epoch == owned.epoch)
+    }
+
+    /// Whether the next message of this partition, at `offset`, may be read now. False when it is not owned.
+    pub fn has_room(&self, owned: Owned, offset: u64) -> bool {
+        self.current(owned).is_some_and(|current| current.ledger.has_room(offset))
+    }
+
+    /// Takes up a message that was read: `Some` is the token to hand it on with, `None` that a former owner finished it.
+    ///
+    /// # Errors
+    /// `Refused` when the partition is not owned under this epoch, or the offset is not above all that were read.
+    pub fn track(&mut self, owned: Owned, offset: u64) -> Result<Option<Token>, Refused> {
+        let current = self.current_mut(owned).ok_or(Refused { offset })?;
+        match current.ledger.track(offset)? {
+            Tracked::Deliver => Ok(Some(Token::new(owned, offset))),
+            Tracked::FinishedBefore => {
+                current.dirty = true;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes settlements in, and empties `batch`. A token of an ownership that has ended is void, and counted.
+    pub fn settle(&mut self, batch: &mut Vec<(Token, Settlement)>) -> Settled {
+        let mut settled = Settled::default();
+        for (token, settlement) in batch.drain(..) {
+            let Some(current) = self.current_mut(token.owned()) else {
+                settled.stale += 1;
+                continue;
+            };
+            match settlement {
+                Settlement::Dropped => settled.dropped += 1,
+                Settlement::Finished if current.ledger.finish(token.offset()) => {
+                    current.dirty = true;
+                    settled.finished += 1;
+                }
+                Settlement::Finished => settled.stale += 1,
+            }
+        }
+        self.stale += settled.stale as u64;
+        settled
+    }
+
+    /// What to commit now, from one snapshot: `None` when nothing changed, the last commit has no answer yet, or the
+    /// partition is not owned. Answer it by [`commit_done`](Self::commit_done).
+    pub fn begin_commit(&mut self, owned: Owned) -> Option<Position> {
+        let current = self.current_mut(owned)?;
+        if !current.dirty || current.committing {
+            return None;
+        }
+        current.dirty = false;
+        current.committing = true;
+        Some(current.ledger.position())
+    }
+
+    /// The answer to the last [`begin_commit`](Self::begin_commit): what was refused is committed again.
+    pub fn commit_done(&mut self, owned: Owned, accepted: bool) {
+        if let Some(current) = self.current_mut(owned) {
+            current.committing = false;
+            current.dirty |= !accepted;
+        }
+    }
+
+    /// Whether something finished that no accepted commit says.
+    pub fn has_uncommitted(&self, owned: Owned) -> bool {
+        self.current(owned).is_some_and(|current| current.dirty || current.committing)
+    }
+
+    /// The ledger of a partition that is owned.
+    pub fn ledger(&self, owned: Owned) -> Option<&Ledger> {
+        self.current(owned).map(|current| &current.ledger)
+    }
+
+    /// The partition of a slot.
+    pub fn partition(&self, slot: Slot) -> Option<&PartitionId> {
+        self.slots.get(slot.index()).map(|state| &state.partition)
+    }
+
+    /// The present ownership of a partition.
+    pub fn find(&self, partition: &PartitionId) -> Option<Owned> {
+        let slot = *self.by_partition.get(partition)?;
+        let state = &self.slots[slot.index()];
+        state.current.as_ref().map(|_| Owned { slot, epoch: state.epoch })
+    }
+
+    /// All that is owned now.
+    pub fn iter(&self) -> impl Iterator<Item = (Owned, &PartitionId)> {
+        self.slots.iter().enumerate().filter_map(|(index, state)| {
+            state.current.as_ref()?;
+            Some((Owned { slot: Slot(index as u32), epoch: state.epoch }, &state.partition))
+        })
+    }
+
+    /// Settlements and releases that were void since the source began.
+    pub fn stale(&self) -> u64 {
+        self.stale
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NextOffset, Topic};
+
+    fn partition() -> PartitionId {
+        PartitionId::new(Topic::new("orders").expect("legal"), 0)
+    }
+
+    fn take(ownership: &mut Ownership, owned: Owned, offset: u64) -> Token {
+        ownership.track(owned, offset).expect("ascending").expect("not finished")
+    }
+
+    #[test]
+    fn p3_a_token_of_a_former_epoch_is_void_and_counted() {
+        let mut ownership = Ownership::new(LedgerLimits::default());
+        let first = ownership.assign(partition(), Epoch(1), &Position::default(), Lease::unlimited()).owned;
+        let old = take(&mut ownership, first, 0);
+        assert!(ownership.end(first));
+        let second = ownership.assign(partition(), Epoch(2), &Position::default(), Lease::unlimited()).owned;
+        let new = take(&mut ownership, second, 0);
+        let settled = ownership.settle(&mut vec![(old, Settlement::Finished)]);
+        assert_eq!((settled.finished, settled.stale, ownership.stale()), (0, 1, 1));
+        assert_eq!(ownership.ledger(second).map(Ledger::watermark), Some(NextOffset(0)));
+        assert_eq!(ownership.settle(&mut vec![(new, Settlement::Finished)]).finished, 1);
+        assert_eq!(ownership.ledger(second).map(Ledger::watermark), Some(NextOffset(1)));
+        assert!(!ownership.end(first), "ended before");
+    }
+
+    #[test]
+    fn p3_epochs_grow_in_one_process_whatever_the_backend_says() {
+        let mut ownership = Ownership::new(LedgerLimits::default());
+        let first = ownership.assign(partition(), Epoch(5), &Position::default(), Lease::unlimited()).owned;
+        let second = ownership.assign(partition(), Epoch(5), &Position::default(), Lease::unlimited()).owned;
+        assert_eq!(first.slot, second.slot);
+        assert!(second.epoch > first.epoch);
+        assert!(!ownership.is_current(first));
+    }
+
+    #[test]
+    fn p1_what_is_dropped_stays_unfinished() {
+        let mut ownership = Ownership::new(LedgerLimits::default());
+        let owned = ownership.assign(partition(), Epoch(1), &Position::default(), Lease::unlimited()).owned;
+        let token = take(&mut ownership, owned, 0);
+        assert_eq!(ownership.settle(&mut vec![(token, Settlement::Dropped)]).dropped, 1);
+        assert_eq!(ownership.begin_commit(owned), None);
+        assert_eq!(ownership.ledger(owned).map(Ledger::watermark), Some(NextOffset(0)));
+    }
+
+    #[test]
+    fn p6_one_commit_at_a_time_and_a_refused_one_is_made_again() {
+        let mut ownership = Ownership::new(LedgerLimits::default());
+        let owned = ownership.assign(partition(), Epoch(1), &Position::default(), Lease::unlimited()).owned;
+        assert_eq!(ownership.begin_commit(owned), None, "nothing changed");
+        let tokens = [take(&mut ownership, owned, 0), take(&mut ownership, owned, 1)];
+        let [first, second] = tokens;
+        ownership.settle(&mut vec![(first, Settlement::Finished)]);
+        assert_eq!(ownership.begin_commit(owned), Some(Position::at(NextOffset(1))));
+        ownership.settle(&mut vec![(second, Settlement::Finished)]);
+        assert_eq!(ownership.begin_commit(owned), None, "one is in flight");
+        assert!(ownership.has_uncommitted(owned));
+        ownership.commit_done(owned, false);
+        assert_eq!(ownership.begin_commit(owned), Some(Position::at(NextOffset(2))));
+        ownership.commit_done(owned, true);
+        assert!(!ownership.has_uncommitted(owned));
+    }
+}
