@@ -1,0 +1,177 @@
+//! Starts Apache Kafka in KRaft mode: every node is broker and controller in one.
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    BrokerError, Detached, Home, Missing, Server, detached,
+    install::{run, write},
+    kafka_install::check_java,
+    kafka_wire,
+    run_dir::RunDir,
+    server::Plan,
+};
+
+/// The version that is installed and tested against.
+pub const KAFKA_VERSION: &str = "4.3.0";
+
+/// Settings of a Kafka for tests. The default is one node with groups that notice a dead member soon.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct KafkaConfig {
+    /// How many nodes, 1 by default; 3 is a quorum that survives the loss of one.
+    pub nodes: usize,
+    /// More lines of `server.properties`; they win over ours.
+    pub properties: Vec<(String, String)>,
+}
+
+impl Default for KafkaConfig {
+    fn default() -> Self {
+        Self { nodes: 1, properties: Vec::new() }
+    }
+}
+
+impl KafkaConfig {
+    /// A cluster of this many nodes.
+    pub fn with_nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes.max(1);
+        self
+    }
+
+    /// A line of `server.properties`.
+    pub fn with_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.properties.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// Starts a private Kafka and waits until it can lead groups. Takes 3 s for one node.
+///
+/// # Errors
+/// [`BrokerError::Unavailable`] when Kafka is not installed under `home` or Java is missing; otherwise what failed, with the
+/// end of the server's log.
+pub fn launch_kafka(home: &Home, config: KafkaConfig) -> Result<Server, BrokerError> {
+    check(home)?;
+    let dir = RunDir::create(home, "kafka", config.nodes * 2)?;
+    let plans = plan(home, &config, dir.path(), dir.ports())?;
+    Server::launch("kafka", dir, plans)
+}
+
+/// Starts a Kafka that outlives this process, until [`Detached::stop`].
+///
+/// # Errors
+/// Those of [`launch_kafka`].
+pub fn launch_kafka_detached(home: &Home, config: KafkaConfig) -> Result<Detached, BrokerError> {
+    check(home)?;
+    detached::launch(home, "kafka", config.nodes * 2, |dir, ports| plan(home, &config, dir, ports))
+}
+
+fn check(home: &Home) -> Result<(), BrokerError> {
+    if !home.has_kafka() {
+        let reason = format!("Kafka {KAFKA_VERSION} is not installed in {}", home.path().display());
+        return Err(Missing::new(reason, "cargo xtask brokers up kafka").into());
+    }
+    check_java()
+}
+
+/// Formats the storage of every node and says how to start it.
+fn plan(home: &Home, config: &KafkaConfig, dir: &Path, ports: &[u16]) -> Result<Vec<Plan>, BrokerError> {
+    let cluster = cluster_id();
+    let voters: Vec<_> =
+        (0..config.nodes).map(|i| format!("{}@127.0.0.1:{}", i + 1, ports[i * 2 + 1])).collect();
+    let voters = voters.join(",");
+    let mut plans = Vec::new();
+    for index in 0..config.nodes {
+        let node = dir.join(format!("node-{}", index + 1));
+        std::fs::create_dir_all(&node).map_err(BrokerError::io("create", &node))?;
+        let text = properties(config, index + 1, &node, &voters, ports[index * 2], ports[index * 2 + 1]);
+        let file = write(node.join("server.properties"), &text)?;
+        let mut format = Command::new("java");
+        format
+            .args(["-Xshare:auto", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"])
+            .arg(class_path(home));
+        format.args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"]).arg(&file);
+        run(&mut format, || {
+            Missing::new("Java is not installed", "apt-get install openjdk-17-jre-headless")
+        })?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports[index * 2]));
+        let all = config.nodes;
+        plans.push(Plan {
+            name: format!("Kafka node {}", index + 1),
+            address,
+            command: command(home, &node, &file),
+            dir: node,
+            probe: Box::new(move |nodes| kafka_wire::probe(address, nodes, nodes == all)),
+        });
+    }
+    Ok(plans)
+}
+
+fn command(home: &Home, node: &Path, file: &Path) -> Vec<OsString> {
+    let mut words: Vec<OsString> = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-cp"].map(Into::into).into();
+    let mut log4j = OsString::from("-Dlog4j2.configurationFile=");
+    log4j.push(home.kafka().join("log4j2.properties"));
+    let mut errors = OsString::from("-XX:ErrorFile=");
+    errors.push(node.join("jvm-error"));
+    words.extend([class_path(home), log4j, errors, "kafka.Kafka".into(), file.into()]);
+    words
+}
+
+fn class_path(home: &Home) -> OsString {
+    home.kafka().join("libs").join("*").into_os_string()
+}
+
+fn properties(
+    config: &KafkaConfig,
+    id: usize,
+    dir: &Path,
+    voters: &str,
+    client: u16,
+    controller: u16,
+) -> String {
+    let data = dir.join("data");
+    let replicas = config.nodes.min(3);
+    let in_sync = replicas.min(2);
+    let mut text = format!(
+        "process.roles=broker,controller
+node.id={id}
+controller.quorum.voters={voters}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{client}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={}
+auto.create.topics.enable=false
+default.replication.factor={replicas}
+offsets.topic.replication.factor={replicas}
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
+share.coordinator.state.topic.num.partitions=4
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+group.consumer.min.session.timeout.ms=1000
+group.consumer.min.heartbeat.interval.ms=200
+log.cleaner.dedupe.buffer.size=8388608
+",
+        data.display()
+    );
+    for (name, value) in &config.properties {
+        text.push_str(&format!("{name}={value}\n"));
+    }
+    text
+}
+
+/// 22 characters of base64 for 16 bytes, different for every server: a cluster made anew must not look like the old one.
+fn cluster_id() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_nanos());
+    format!("{now:021}A")
+}
