@@ -1,0 +1,121 @@
+//! What a pool may use, and what it does with failures.
+
+use std::time::Duration;
+
+use ebus_core::{Error, ErrorKind, Group, Publisher, Topic};
+
+use crate::RetryPolicy;
+
+/// Settings of a [`Pool`](crate::Pool).
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct PoolConfig {
+    pub(crate) group: Group,
+    pub(crate) shards: usize,
+    pub(crate) max_in_flight: usize,
+    pub(crate) budget_messages: usize,
+    pub(crate) budget_bytes: usize,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) dead_letter: Option<(Topic, Publisher)>,
+    pub(crate) drop_rejected: bool,
+    pub(crate) stuck_after: Duration,
+}
+
+impl PoolConfig {
+    /// The defaults for this group: a shard per core, 1,024 runs in progress, 65,536 messages and 64 MiB held, exponential
+    /// retry for ever, no dead-letter topic.
+    pub fn new(group: Group) -> Self {
+        Self {
+            group,
+            shards: std::thread::available_parallelism().map_or(1, usize::from),
+            max_in_flight: 1_024,
+            budget_messages: 65_536,
+            budget_bytes: 64 << 20,
+            retry: RetryPolicy::default(),
+            dead_letter: None,
+            drop_rejected: false,
+            stuck_after: Duration::from_secs(10),
+        }
+    }
+
+    /// How many shard tasks; a handler that blocks its thread blocks one of them.
+    pub fn with_shards(mut self, shards: usize) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// Handler runs in progress at most, over all shards. A message that waits for its retry is not in progress.
+    pub fn with_max_in_flight(mut self, runs: usize) -> Self {
+        self.max_in_flight = runs;
+        self
+    }
+
+    /// Messages held at most, queued and in progress together (G5).
+    pub fn with_budget_messages(mut self, messages: usize) -> Self {
+        self.budget_messages = messages;
+        self
+    }
+
+    /// Bytes of key, headers and payload held at most (G5). A batch that is being read may pass it by its last messages.
+    pub fn with_budget_bytes(mut self, bytes: usize) -> Self {
+        self.budget_bytes = bytes;
+        self
+    }
+
+    /// When failed messages run again.
+    pub fn with_retry(mut self, retry: RetryPolicy) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Where rejected messages go, and those whose attempts are used up. They are settled after the receipt.
+    pub fn with_dead_letter(mut self, topic: Topic, publisher: Publisher) -> Self {
+        self.dead_letter = Some((topic, publisher));
+        self
+    }
+
+    /// Drops rejected messages, and those whose attempts are used up, instead of keeping them: each is logged and counted.
+    pub fn with_drop_rejected(mut self) -> Self {
+        self.drop_rejected = true;
+        self
+    }
+
+    /// How long a run lasts before the state lists it as stuck.
+    pub fn with_stuck_after(mut self, after: Duration) -> Self {
+        self.stuck_after = after;
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        for (name, value) in [
+            ("shards", self.shards),
+            ("max_in_flight", self.max_in_flight),
+            ("budget_messages", self.budget_messages),
+            ("budget_bytes", self.budget_bytes),
+        ] {
+            if value == 0 {
+                problems.push(format!("{name} is 0; give at least 1"));
+            }
+        }
+        if self.retry.attempts() == Some(0) {
+            problems.push("max_attempts is 0; give at least 1".into());
+        }
+        if self.retry.attempts().is_some() && self.dead_letter.is_none() && !self.drop_rejected {
+            problems.push(
+                "max_attempts needs a place for messages whose attempts are used up; name a dead-letter topic, or ask for \
+                 them to be dropped"
+                    .into(),
+            );
+        }
+        if self.dead_letter.is_some() && self.drop_rejected {
+            problems.push("a dead-letter topic and drop_rejected exclude each other; take one".into());
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::ConfigInvalid, problems.join("; "))
+            .with_operation("start")
+            .with_context("group", &self.group))
+    }
+}

@@ -1,0 +1,154 @@
+//! Dead letters: what is kept of a message that is given up, and why (G1, G8).
+//!
+//! Key, payload, timestamp and own headers of the message stay as they were. These headers come on top. A dead letter is
+//! published at least once, with a stable id.
+
+use ebus_core::{Error, Group, Message, PartitionId, Publish, Timestamp, Topic};
+
+/// `group/topic/partition/offset`: the same for every copy of the same dead letter.
+pub const ID: &str = "ebus-dlq-id";
+/// `rejected` by the handler, or `attempts` used up.
+pub const REASON: &str = "ebus-dlq-reason";
+/// The last error with all its sources.
+pub const ERROR: &str = "ebus-dlq-error";
+/// The group that gave the message up.
+pub const GROUP: &str = "ebus-dlq-group";
+/// The topic it came from.
+pub const TOPIC: &str = "ebus-dlq-topic";
+/// The partition it came from.
+pub const PARTITION: &str = "ebus-dlq-partition";
+/// Its offset there.
+pub const OFFSET: &str = "ebus-dlq-offset";
+/// How often it ran.
+pub const ATTEMPTS: &str = "ebus-dlq-attempts";
+/// When it first failed, in milliseconds since 1970-01-01 UTC.
+pub const FIRST_FAILED_MS: &str = "ebus-dlq-first-failed-ms";
+/// When it last failed, in milliseconds since 1970-01-01 UTC.
+pub const LAST_FAILED_MS: &str = "ebus-dlq-last-failed-ms";
+/// Present when the error text was cut.
+pub const CUT: &str = "ebus-dlq-cut";
+
+/// Bytes that the added headers may take: room for an error chain, small beside any broker's message limit.
+const MAX_ADDED_BYTES: usize = 4 << 10;
+/// Bytes of the error text when the dead letter was too large for its topic.
+const SHORT_ERROR_BYTES: usize = 64;
+
+/// Why a message is given up.
+#[derive(Debug, Clone)]
+pub(crate) struct Obituary {
+    pub(crate) reason: &'static str,
+    pub(crate) error: Error,
+    pub(crate) attempts: u32,
+    pub(crate) first_failed: Timestamp,
+    pub(crate) last_failed: Timestamp,
+}
+
+/// Where the message came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) group: Group,
+    pub(crate) partition: PartitionId,
+    pub(crate) offset: u64,
+}
+
+/// The dead letter for `message`; `short` when a full one was too large.
+pub(crate) fn letter(to: &Topic, origin: &Origin, message: &Message, why: &Obituary, short: bool) -> Publish {
+    let id = format!(
+        "{}/{}/{}/{}",
+        origin.group, origin.partition.topic, origin.partition.partition, origin.offset
+    );
+    let mut headers = message.headers.clone();
+    let mut added = 0;
+    let mut add = |name: &str, value: String| {
+        added += name.len() + value.len();
+        headers.append(name, value);
+    };
+    add(ID, id.clone());
+    add(REASON, why.reason.into());
+    add(GROUP, origin.group.to_string());
+    add(TOPIC, origin.partition.topic.to_string());
+    add(PARTITION, origin.partition.partition.to_string());
+    add(OFFSET, origin.offset.to_string());
+    add(ATTEMPTS, why.attempts.to_string());
+    add(FIRST_FAILED_MS, why.first_failed.as_millis().to_string());
+    add(LAST_FAILED_MS, why.last_failed.as_millis().to_string());
+    let room = if short { SHORT_ERROR_BYTES } else { MAX_ADDED_BYTES - added - ERROR.len() - CUT.len() - 4 };
+    let text = why.error.chain();
+    let kept = floor_char_boundary(&text, room);
+    headers.append(ERROR, text[..kept].to_owned());
+    if kept < text.len() {
+        headers.append(CUT, "true");
+    }
+    let letter = message.clone().with_headers(headers);
+    Publish::new(to.clone(), letter).with_id(id)
+}
+
+fn floor_char_boundary(text: &str, most: usize) -> usize {
+    if text.len() <= most {
+        return text.len();
+    }
+    (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use ebus_core::ErrorKind;
+
+    use super::*;
+
+    fn obituary(error: String) -> Obituary {
+        Obituary {
+            reason: "attempts",
+            error: Error::new(ErrorKind::Handler, error),
+            attempts: 3,
+            first_failed: Timestamp::from_millis(1),
+            last_failed: Timestamp::from_millis(2),
+        }
+    }
+
+    fn letter_of(error: String, short: bool) -> Publish {
+        let topic = Topic::new("orders").expect("legal");
+        let origin = Origin {
+            group: Group::new("g").expect("legal"),
+            partition: PartitionId::new(topic, 3),
+            offset: 7,
+        };
+        let message = Message::new("body").with_key("k").with_header("own", "1");
+        letter(&Topic::new("orders.dlq").expect("legal"), &origin, &message, &obituary(error), short)
+    }
+
+    #[test]
+    fn keeps_the_message_and_says_where_it_came_from() {
+        let publish = letter_of("boom".into(), false);
+        let headers = &publish.message.headers;
+        assert_eq!(publish.message.payload, "body");
+        assert_eq!(headers.first_str("own"), Some("1"));
+        for (name, value) in [
+            (ID, "g/orders/3/7"),
+            (REASON, "attempts"),
+            (ERROR, "boom"),
+            (GROUP, "g"),
+            (TOPIC, "orders"),
+            (PARTITION, "3"),
+            (OFFSET, "7"),
+            (ATTEMPTS, "3"),
+            (FIRST_FAILED_MS, "1"),
+            (LAST_FAILED_MS, "2"),
+        ] {
+            assert_eq!(headers.first_str(name), Some(value), "{name}");
+        }
+        assert!(!headers.contains(CUT));
+        assert_eq!(publish.id.as_deref(), Some("g/orders/3/7"));
+    }
+
+    #[test]
+    fn a_long_error_is_cut_and_marked() {
+        for short in [false, true] {
+            let publish = letter_of("ü".repeat(10_000), short);
+            let headers = &publish.message.headers;
+            assert!(headers.byte_len() <= MAX_ADDED_BYTES + "own1".len(), "{}", headers.byte_len());
+            assert!(headers.first_str(ERROR).is_some_and(|text| text.starts_with('ü')));
+            assert!(headers.contains(CUT));
+        }
+    }
+}

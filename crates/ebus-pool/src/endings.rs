@@ -1,0 +1,114 @@
+//! Ownerships that are ending, and what each of them still waits for (G2, G3).
+//!
+//! An ownership has ended when **every** shard has said so. Only then is it released, and only then may the next epoch of the
+//! same partition begin.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use ebus_core::{Owned, Slot};
+use tokio::time::Instant;
+
+use crate::jobs::LeftInShard;
+
+/// The part of a deadline that is kept for dropping futures and telling the source, and the most that is kept.
+const MARGIN: (u32, Duration) = (4, Duration::from_millis(250));
+
+/// What follows when all shards have confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// The source asked for it: release.
+    Release,
+    /// It was lost: nothing.
+    Forget,
+    /// The pool drains: the source is closed when all have ended.
+    Drain,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) then: Then,
+    waiting: usize,
+    cancel_at: Option<Instant>,
+    pub(crate) left: LeftInShard,
+}
+
+/// All of them, and those whose end is confirmed while the pool drains.
+#[derive(Debug, Default)]
+pub(crate) struct Endings {
+    open: HashMap<Owned, Ending>,
+}
+
+impl Endings {
+    /// An end begins; its runs are cancelled shortly before `deadline`.
+    pub(crate) fn begin(&mut self, owned: Owned, shards: usize, then: Then, deadline: Instant) {
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        let cancel_at = deadline - (left / MARGIN.0).min(MARGIN.1);
+        let ending =
+            Ending { then, waiting: shards, cancel_at: Some(cancel_at), left: LeftInShard::default() };
+        self.open.insert(owned, ending);
+    }
+
+    pub(crate) fn get_mut(&mut self, owned: Owned) -> Option<&mut Ending> {
+        self.open.get_mut(&owned)
+    }
+
+    pub(crate) fn contains(&self, owned: Owned) -> bool {
+        self.open.contains_key(&owned)
+    }
+
+    /// Whether some former ownership of this partition has not ended yet.
+    pub(crate) fn has_slot(&self, slot: Slot) -> bool {
+        self.open.keys().any(|owned| owned.slot == slot)
+    }
+
+    pub(crate) fn is_lost(&self, owned: Owned) -> bool {
+        self.open.get(&owned).is_some_and(|ending| ending.then == Then::Forget)
+    }
+
+    /// Marks an end as cancelled, so that it is not cancelled again.
+    pub(crate) fn cancelled(&mut self, owned: Owned) {
+        if let Some(ending) = self.open.get_mut(&owned) {
+            ending.cancel_at = None;
+        }
+    }
+
+    /// One shard has confirmed: the ending, if it was the last one.
+    pub(crate) fn confirm(&mut self, owned: Owned, left: LeftInShard) -> Option<Ending> {
+        let ending = self.open.get_mut(&owned)?;
+        ending.left.queued += left.queued;
+        ending.left.failing += left.failing;
+        ending.left.cancelled += left.cancelled;
+        ending.waiting -= 1;
+        if ending.waiting > 0 {
+            return None;
+        }
+        self.open.remove(&owned)
+    }
+
+    /// When the next runs are to be cancelled.
+    pub(crate) fn next_cancel(&self) -> Option<Instant> {
+        self.open.values().filter_map(|ending| ending.cancel_at).min()
+    }
+
+    /// Takes those whose runs are to be cancelled at `now`.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Owned> {
+        let mut due = Vec::new();
+        for (owned, ending) in &mut self.open {
+            if ending.cancel_at.is_some_and(|at| at <= now) {
+                ending.cancel_at = None;
+                due.push(*owned);
+            }
+        }
+        due
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Owned, Ending)> + '_ {
+        self.open.drain()
+    }
+}

@@ -1,0 +1,56 @@
+//! A key lane: the deliveries of one key, in order, one at a time (G2).
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use ebus_core::{Error, Timestamp};
+use tokio_util::time::delay_queue;
+
+use crate::jobs::Job;
+use crate::retry::Backoff;
+
+/// Exists only while it has work. The message at the head stays there until it is done, whatever happens to it.
+pub(crate) struct Lane {
+    /// Its place in the map of lanes; `None` for a message without a key.
+    pub(crate) key: Option<u64>,
+    pub(crate) head: Head,
+    /// What comes after the head.
+    pub(crate) queue: VecDeque<Job>,
+    pub(crate) phase: Phase,
+}
+
+/// The message that a lane is at.
+pub(crate) struct Head {
+    pub(crate) job: Job,
+    /// Runs that have begun.
+    pub(crate) attempts: u32,
+    pub(crate) failure: Option<Box<Failure>>,
+}
+
+/// What is known of a message that failed.
+pub(crate) struct Failure {
+    pub(crate) first: Timestamp,
+    pub(crate) last: Timestamp,
+    pub(crate) since: Instant,
+    pub(crate) error: Error,
+    pub(crate) backoff: Backoff,
+}
+
+/// What the head is doing.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Stands in its route's queue for a slot.
+    Ready,
+    /// Its handler runs.
+    Running { since: Instant },
+    /// Waits for its retry, without a slot.
+    Waiting { timer: delay_queue::Key, until: Instant },
+    /// Its dead letter is being published.
+    DeadLetter { since: Instant },
+}
+
+impl Head {
+    pub(crate) fn new(job: Job) -> Self {
+        Self { job, attempts: 0, failure: None }
+    }
+}

@@ -1,0 +1,146 @@
+//! The handle of a running pool.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebus_core::{Error, ErrorKind, Handler, Source, Topic};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+
+use crate::config::PoolConfig;
+use crate::driver::{Control, Driver, Shared};
+use crate::runner::{HandlerRunner, Runner};
+use crate::shard::Shard;
+use crate::slots::Slots;
+use crate::state::{AtomicCounters, Counters, DrainReport, PoolState};
+
+/// Runs handlers on what a source delivers.
+///
+/// Dropping it stops at once: runs are cancelled, nothing more is committed, and a warning is logged. Use
+/// [`drain`](Self::drain) to finish what runs.
+#[derive(Debug)]
+pub struct Pool {
+    control: UnboundedSender<Control>,
+    report: watch::Receiver<Option<DrainReport>>,
+    shared: Arc<Shared>,
+    shards: usize,
+}
+
+impl Pool {
+    /// Starts the tasks; nothing is read before the first [`subscribe`](Self::subscribe), unless the source was opened with
+    /// topics of its own.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming all that is wrong.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start(source: Box<dyn Source>, config: PoolConfig) -> Result<Self, Error> {
+        config.validate()?;
+        let shards = config.shards;
+        let shared = Arc::new(Shared {
+            slots: Slots::new(config.max_in_flight, shards),
+            counters: AtomicCounters::default(),
+            dead_letter_error: std::sync::Mutex::new(None),
+            config,
+        });
+        let (to_driver, from_shards) = unbounded_channel();
+        let to_shards = (0..shards)
+            .map(|index| {
+                let (to_shard, rx) = unbounded_channel();
+                tokio::spawn(Shard::new(index, shared.clone(), rx, to_driver.clone()).run());
+                to_shard
+            })
+            .collect();
+        drop(to_driver);
+        let (control, control_rx) = unbounded_channel();
+        let (report, report_rx) = watch::channel(None);
+        tokio::spawn(Driver::new(shared.clone(), source, control_rx, from_shards, to_shards, report).run());
+        Ok(Self { control, report: report_rx, shared, shards })
+    }
+
+    /// Handles `topic` with `handler` from now on; an earlier handler of it is replaced for runs that start later.
+    ///
+    /// # Errors
+    /// `Closed` when the pool has ended.
+    pub fn subscribe<H: Handler>(&self, topic: Topic, handler: H) -> Result<(), Error> {
+        let runners =
+            (0..self.shards).map(|_| Box::new(HandlerRunner::new(handler.clone())) as Box<dyn Runner>);
+        self.send(Control::Handle { topic, runners: runners.collect() }, "subscribe")
+    }
+
+    /// Stops reading a topic; what is held is handled, and the partitions stay owned.
+    ///
+    /// # Errors
+    /// `Closed` when the pool has ended.
+    pub fn pause(&self, topic: &Topic) -> Result<(), Error> {
+        self.send(Control::Pause(topic.clone()), "pause")
+    }
+
+    /// Reads a topic again.
+    ///
+    /// # Errors
+    /// `Closed` when the pool has ended.
+    pub fn resume(&self, topic: &Topic) -> Result<(), Error> {
+        self.send(Control::Resume(topic.clone()), "resume")
+    }
+
+    fn send(&self, control: Control, operation: &'static str) -> Result<(), Error> {
+        self.control.send(control).map_err(|_| Error::closed(operation))
+    }
+
+    /// What happened since the start, without asking anybody.
+    pub fn counters(&self) -> Counters {
+        self.shared.counters.snapshot()
+    }
+
+    /// What is held, what is stuck and why.
+    ///
+    /// Answers within about a second, also when handlers block their threads.
+    pub async fn state(&self) -> PoolState {
+        let (reply, answer) = oneshot::channel();
+        // A pool that has ended drops the question, and with it the answer.
+        let _ = self.send(Control::State(reply), "state");
+        if let Ok(state) = answer.await {
+            return state;
+        }
+        let ended = self.report.borrow().as_ref().and_then(|report| report.committed.clone().err());
+        PoolState { counters: self.counters(), ended, ..PoolState::default() }
+    }
+
+    /// Waits until the pool has ended by itself or by a drain, and says how.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping it changes nothing.
+    pub async fn ended(&self) -> DrainReport {
+        let mut report = self.report.clone();
+        let ended = report.wait_for(Option::is_some).await.ok().and_then(|report| report.clone());
+        ended.unwrap_or_else(|| DrainReport {
+            finished: 0,
+            left: Vec::new(),
+            committed: Err(Error::new(
+                ErrorKind::Unexpected,
+                "the driver of the pool has ended without a report",
+            )),
+            counters: self.counters(),
+        })
+    }
+
+    /// Starts nothing more, lets what runs end within `within`, cancels the rest, commits, and leaves the group.
+    ///
+    /// Asked again, also from other tasks, it gives the same report.
+    ///
+    /// # Cancel safety
+    /// The drain goes on when this future is dropped.
+    pub async fn drain(&self, within: Duration) -> DrainReport {
+        // A pool that has ended has its report.
+        let _ = self.send(Control::Drain(within), "drain");
+        self.ended().await
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,696 @@
+//! A shard: one task that runs many key lanes at once (G2, G3, G4).
+//!
+//! Each pass takes jobs in, polls what runs, brings back what waited for its retry, starts what is ready, and hands the
+//! settlements over. A handler that does not wait ends within [`Shard::accept`]: no lane, no box, no queue.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use ebus_core::{Delivery, Error, Lease, Outcome, Owned, PartitionId, Settlement, Timestamp, Token, Topic};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use hashbrown::HashMap;
+use slab::Slab;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio_util::time::DelayQueue;
+
+use crate::dead_letter::{Obituary, Origin};
+use crate::driver::Shared;
+use crate::jobs::{FromShard, Job, LeftInShard, ShardReport, ToShard};
+use crate::lane::{Failure, Head, Lane, Phase};
+use crate::run::{Run, RunEnd};
+use crate::runner::{Ended, PendingRun, Runner, Started};
+use crate::state::Stuck;
+
+/// Jobs taken in, and ends of runs looked at, before the other work of a pass.
+const CHUNK: usize = 128;
+/// Passes in one poll of the task, before other tasks of the thread have a turn.
+const PASSES: usize = 16;
+/// A pass that lasts longer means a handler that blocks its thread.
+const BLOCKED: Duration = Duration::from_millis(100);
+/// When to look again at a lease that has run out and may yet be moved on.
+const LEASE_RECHECK: Duration = Duration::from_millis(50);
+/// Stuck messages that one report lists.
+const MOST_STUCK: usize = 100;
+
+pub(crate) struct Shard {
+    index: usize,
+    shared: Arc<Shared>,
+    rx: UnboundedReceiver<ToShard>,
+    tx: UnboundedSender<FromShard>,
+    intake: std::vec::IntoIter<Job>,
+    tenures: Vec<Option<Tenure>>,
+    routes: Vec<Route>,
+    route_of: std::collections::HashMap<Topic, usize>,
+    lanes: Slab<Lane>,
+    by_key: HashMap<u64, usize, LaneHash>,
+    running: FuturesUnordered<Run>,
+    timers: DelayQueue<usize>,
+    settled: Vec<(Token, Settlement)>,
+    sizes: Vec<usize>,
+    /// Slots taken and not in use by a run.
+    credit: usize,
+    handled: u64,
+}
+
+/// A lane's key is a hash already.
+type LaneHash = std::hash::BuildHasherDefault<KeyIsHash>;
+
+#[derive(Default)]
+struct KeyIsHash(u64);
+
+impl std::hash::Hasher for KeyIsHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        debug_assert!(false, "lane keys are u64, not {bytes:?}");
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+/// An ownership, as this shard sees it.
+struct Tenure {
+    owned: Owned,
+    partition: Arc<PartitionId>,
+    lease: Lease,
+    route: usize,
+    /// Runs in progress, dead letters included.
+    running: usize,
+    ending: bool,
+    left: LeftInShard,
+}
+
+/// A topic's handler and the lanes that wait for a slot or for its readiness.
+struct Route {
+    runner: Option<Box<dyn Runner>>,
+    ready: VecDeque<usize>,
+}
+
+/// What an attempt to start a run came to.
+enum Begun {
+    /// No slot, or the handler is not ready: the shard is woken when that changes.
+    Blocked,
+    /// The lease has run out.
+    LeaseOver,
+    Ended(Ended),
+    Running(PendingRun),
+}
+
+impl Shard {
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        rx: UnboundedReceiver<ToShard>,
+        tx: UnboundedSender<FromShard>,
+    ) -> Self {
+        Self {
+            index,
+            shared,
+            rx,
+            tx,
+            intake: Vec::new().into_iter(),
+            tenures: Vec::new(),
+            routes: Vec::new(),
+            route_of: std::collections::HashMap::new(),
+            lanes: Slab::new(),
+            by_key: HashMap::default(),
+            running: FuturesUnordered::new(),
+            timers: DelayQueue::new(),
+            settled: Vec::new(),
+            sizes: Vec::new(),
+            credit: 0,
+            handled: 0,
+        }
+    }
+
+    /// Runs until the driver is gone.
+    pub(crate) async fn run(mut self) {
+        std::future::poll_fn(|cx| self.poll(cx)).await;
+        for run in self.running.iter_mut() {
+            run.cancel();
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..PASSES {
+            let begun = Instant::now();
+            let mut progress = false;
+            for _ in 0..CHUNK {
+                if let Some(job) = self.intake.next() {
+                    self.accept(job, cx);
+                } else {
+                    match self.rx.poll_recv(cx) {
+                        Poll::Ready(Some(command)) => self.command(command),
+                        Poll::Ready(None) => return Poll::Ready(()),
+                        Poll::Pending => break,
+                    }
+                }
+                progress = true;
+            }
+            for _ in 0..CHUNK {
+                let Poll::Ready(Some(end)) = self.running.poll_next_unpin(cx) else { break };
+                self.run_ended(end);
+                progress = true;
+            }
+            while let Poll::Ready(Some(expired)) = self.timers.poll_expired(cx) {
+                self.make_ready(expired.into_inner());
+                progress = true;
+            }
+            progress |= self.start_ready(cx);
+            self.flush();
+            if begun.elapsed() > BLOCKED {
+                tracing::warn!(
+                    shard = self.index,
+                    millis = begun.elapsed().as_millis() as u64,
+                    "a handler blocked its thread, and with it every key of its shard; move such work to spawn_blocking"
+                );
+            }
+            if !progress {
+                self.give_back_slots();
+                return Poll::Pending;
+            }
+            if self.shared.slots.anyone_starved() {
+                self.give_back_slots();
+            }
+        }
+        self.give_back_slots();
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn give_back_slots(&mut self) {
+        self.shared.slots.release(std::mem::take(&mut self.credit));
+    }
+
+    /// Hands settlements to the driver.
+    fn flush(&mut self) {
+        if self.handled > 0 {
+            self.shared.counters.handled.fetch_add(std::mem::take(&mut self.handled), Relaxed);
+        }
+        if !self.settled.is_empty() {
+            let batch = std::mem::take(&mut self.settled);
+            let sizes = std::mem::take(&mut self.sizes);
+            // A driver that is gone needs no settlements: its source is closed.
+            let _ = self.tx.send(FromShard::Settled { batch, sizes });
+        }
+    }
+
+    fn command(&mut self, command: ToShard) {
+        match command {
+            ToShard::Jobs(jobs) => self.intake = jobs.into_iter(),
+            ToShard::Begin { owned, partition, lease } => self.begin_tenure(owned, partition, lease),
+            ToShard::End(owned) => self.end_tenures(&owned),
+            ToShard::Cancel(owned) => self.cancel_tenures(&owned),
+            ToShard::Handler { topic, runner } => {
+                let route = self.route(&topic);
+                self.routes[route].runner = Some(runner);
+            }
+            ToShard::Report(reply) => {
+                // Who asked may have stopped waiting.
+                let _ = reply.send(self.report());
+            }
+        }
+    }
+
+    fn route(&mut self, topic: &Topic) -> usize {
+        if let Some(route) = self.route_of.get(topic) {
+            return *route;
+        }
+        self.routes.push(Route { runner: None, ready: VecDeque::new() });
+        self.route_of.insert(topic.clone(), self.routes.len() - 1);
+        self.routes.len() - 1
+    }
+
+    fn begin_tenure(&mut self, owned: Owned, partition: Arc<PartitionId>, lease: Lease) {
+        let route = self.route(&partition.topic);
+        // A copy of its own: shards do not share the counter that each delivery moves.
+        let partition = Arc::new(PartitionId::clone(&partition));
+        let tenure = Tenure {
+            owned,
+            partition,
+            lease,
+            route,
+            running: 0,
+            ending: false,
+            left: LeftInShard::default(),
+        };
+        if self.tenures.len() <= owned.slot.index() {
+            self.tenures.resize_with(owned.slot.index() + 1, || None);
+        }
+        self.tenures[owned.slot.index()] = Some(tenure);
+    }
+
+    fn tenure(&mut self, owned: Owned) -> Option<&mut Tenure> {
+        self.tenures.get_mut(owned.slot.index())?.as_mut().filter(|tenure| tenure.owned == owned)
+    }
+
+    /// Takes a job in: behind its lane if there is one, or it starts at once.
+    fn accept(&mut self, job: Job, cx: &mut Context<'_>) {
+        let owned = job.token.owned();
+        let index = owned.slot.index();
+        let Some(tenure) =
+            self.tenures.get(index).and_then(Option::as_ref).filter(|t| t.owned == owned && !t.ending)
+        else {
+            if let Some(tenure) = self.tenure(owned) {
+                tenure.left.queued += 1;
+            }
+            self.settle(job, Settlement::Dropped);
+            return;
+        };
+        if let Some(lane) = job.lane.and_then(|key| self.by_key.get(&key)) {
+            self.lanes[*lane].queue.push_back(job);
+            return;
+        }
+        let route = &mut self.routes[tenure.route];
+        if !route.ready.is_empty() {
+            self.queue_new_lane(job);
+            return;
+        }
+        match begin(&self.shared, self.index, &mut self.credit, route, tenure, &job, 1, cx) {
+            Begun::Ended(Ended::Outcome(Outcome::Ack)) => {
+                self.handled += 1;
+                self.settle(job, Settlement::Finished);
+            }
+            Begun::Ended(ended) => {
+                let lane = self.new_lane(job, 1, Phase::Ready);
+                self.head_ended(lane, Some(ended));
+            }
+            Begun::Running(run) => {
+                let lane = self.new_lane(job, 1, Phase::Running { since: Instant::now() });
+                self.push_run(lane, owned, run);
+            }
+            Begun::Blocked => self.queue_new_lane(job),
+            Begun::LeaseOver => {
+                let lane = self.new_lane(job, 0, Phase::Ready);
+                self.wait(lane, LEASE_RECHECK);
+            }
+        }
+    }
+
+    fn new_lane(&mut self, job: Job, attempts: u32, phase: Phase) -> usize {
+        let key = job.lane;
+        let head = Head { attempts, ..Head::new(job) };
+        let lane = self.lanes.insert(Lane { key, head, queue: VecDeque::new(), phase });
+        if let Some(key) = key {
+            self.by_key.insert(key, lane);
+        }
+        lane
+    }
+
+    fn queue_new_lane(&mut self, job: Job) {
+        let lane = self.new_lane(job, 0, Phase::Ready);
+        self.make_ready(lane);
+    }
+
+    /// Puts a lane into its route's queue.
+    fn make_ready(&mut self, lane: usize) {
+        self.lanes[lane].phase = Phase::Ready;
+        let owned = self.lanes[lane].head.job.token.owned();
+        let Some(route) = self.tenure(owned).map(|tenure| tenure.route) else {
+            debug_assert!(false, "the head of a lane belongs to a tenure");
+            return;
+        };
+        self.routes[route].ready.push_back(lane);
+    }
+
+    /// Starts what is ready, as far as slots and readiness go.
+    fn start_ready(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        for route in 0..self.routes.len() {
+            for _ in 0..CHUNK {
+                let Some(&lane) = self.routes[route].ready.front() else { break };
+                let head = &self.lanes[lane].head;
+                let owned = head.job.token.owned();
+                let Some(tenure) = self.tenures[owned.slot.index()].as_ref() else {
+                    debug_assert!(false, "what is ready belongs to a tenure");
+                    break;
+                };
+                let attempt = head.attempts + 1;
+                let route_ref = &mut self.routes[route];
+                let begun = begin(
+                    &self.shared,
+                    self.index,
+                    &mut self.credit,
+                    route_ref,
+                    tenure,
+                    &head.job,
+                    attempt,
+                    cx,
+                );
+                if matches!(begun, Begun::Blocked) {
+                    break;
+                }
+                progress = true;
+                self.routes[route].ready.pop_front();
+                match begun {
+                    Begun::Blocked => {}
+                    Begun::LeaseOver => self.wait(lane, LEASE_RECHECK),
+                    Begun::Ended(ended) => {
+                        self.lanes[lane].head.attempts = attempt;
+                        self.head_ended(lane, Some(ended));
+                    }
+                    Begun::Running(run) => {
+                        self.lanes[lane].head.attempts = attempt;
+                        self.lanes[lane].phase = Phase::Running { since: Instant::now() };
+                        self.push_run(lane, owned, run);
+                    }
+                }
+            }
+        }
+        progress
+    }
+
+    fn push_run(&mut self, lane: usize, owned: Owned, run: PendingRun) {
+        if let Some(tenure) = self.tenure(owned) {
+            tenure.running += 1;
+        }
+        self.running.push(Run::new(lane, owned, run));
+    }
+
+    fn wait(&mut self, lane: usize, delay: Duration) {
+        let until = tokio::time::Instant::now() + delay;
+        let timer = self.timers.insert_at(lane, until);
+        self.lanes[lane].phase = Phase::Waiting { timer, until: until.into_std() };
+    }
+
+    /// A run of the set ended: its slot is free, its tenure may be over.
+    fn run_ended(&mut self, end: RunEnd) {
+        let owned = self.lanes[end.lane].head.job.token.owned();
+        if let Phase::Running { .. } = self.lanes[end.lane].phase {
+            self.credit += 1;
+        }
+        if let Some(tenure) = self.tenure(owned) {
+            tenure.running -= 1;
+        }
+        self.head_ended(end.lane, end.ended);
+        self.end_if_over(owned);
+    }
+
+    /// The head's run came to this; `None` when it was cancelled.
+    fn head_ended(&mut self, lane: usize, ended: Option<Ended>) {
+        let owned = self.lanes[lane].head.job.token.owned();
+        let ending = self.tenure(owned).is_none_or(|tenure| tenure.ending);
+        match ended {
+            None => {
+                self.shared.counters.cancelled.fetch_add(1, Relaxed);
+                self.leave(lane, |left| &mut left.cancelled);
+            }
+            Some(Ended::Outcome(Outcome::Ack)) => {
+                if let Phase::DeadLetter { .. } = self.lanes[lane].phase {
+                    self.shared.counters.dead_letters.fetch_add(1, Relaxed);
+                } else {
+                    self.handled += 1;
+                }
+                self.advance(lane, Settlement::Finished);
+            }
+            Some(Ended::Outcome(Outcome::Reject { error })) => self.give_up(lane, error, "rejected"),
+            Some(Ended::Outcome(Outcome::Retry { after, error })) => self.failed(lane, error, after, ending),
+            Some(Ended::Panicked(error)) => {
+                self.shared.counters.panics.fetch_add(1, Relaxed);
+                self.failed(lane, error, None, ending);
+            }
+        }
+    }
+
+    fn failed(&mut self, lane: usize, error: Error, after: Option<Duration>, ending: bool) {
+        if ending {
+            self.leave(lane, |left| &mut left.failing);
+            return;
+        }
+        let attempts = self.lanes[lane].head.attempts;
+        if self.shared.config.retry.attempts().is_some_and(|most| attempts >= most) {
+            self.give_up(lane, error, "attempts");
+            return;
+        }
+        self.retry(lane, error, after);
+    }
+
+    fn retry(&mut self, lane: usize, error: Error, after: Option<Duration>) {
+        self.note_failure(lane, error);
+        let failure = self.lanes[lane].head.failure.as_mut();
+        let delay = after.or_else(|| failure.and_then(|failure| failure.backoff.next())).unwrap_or_default();
+        self.shared.counters.retries.fetch_add(1, Relaxed);
+        self.wait(lane, delay);
+    }
+
+    fn note_failure(&mut self, lane: usize, error: Error) {
+        let head = &mut self.lanes[lane].head;
+        let now = Timestamp::now();
+        match &mut head.failure {
+            Some(failure) => {
+                failure.last = now;
+                failure.error = error;
+            }
+            None => {
+                head.failure = Some(Box::new(Failure {
+                    first: now,
+                    last: now,
+                    since: tokio::time::Instant::now().into_std(),
+                    error,
+                    backoff: self.shared.config.retry.backoff(),
+                }));
+            }
+        }
+    }
+
+    /// No further attempt: to the dead-letter topic, or dropped if the user asked for it, or kept if he did neither.
+    fn give_up(&mut self, lane: usize, error: Error, reason: &'static str) {
+        let shared = self.shared.clone();
+        let config = &shared.config;
+        if config.drop_rejected {
+            let job = &self.lanes[lane].head.job;
+            let partition =
+                self.tenures[job.token.owned().slot.index()].as_ref().map(|tenure| tenure.partition.clone());
+            tracing::warn!(group = %config.group, partition = ?partition, offset = job.token.offset(), reason,
+                error = %error.chain(), "message dropped, as drop_rejected asks");
+            self.shared.counters.dropped.fetch_add(1, Relaxed);
+            self.advance(lane, Settlement::Finished);
+            return;
+        }
+        if config.dead_letter.is_none() {
+            self.retry(lane, error, None);
+            return;
+        }
+        self.note_failure(lane, error);
+        let head = &self.lanes[lane].head;
+        let owned = head.job.token.owned();
+        let Some((tenure, failure)) = self.tenures[owned.slot.index()].as_ref().zip(head.failure.as_ref())
+        else {
+            debug_assert!(false, "a head that is given up has a tenure and a failure");
+            return;
+        };
+        let origin = Origin {
+            group: config.group.clone(),
+            partition: PartitionId::clone(&tenure.partition),
+            offset: head.job.token.offset(),
+        };
+        let why = Obituary {
+            reason,
+            error: failure.error.clone(),
+            attempts: head.attempts,
+            first_failed: failure.first,
+            last_failed: failure.last,
+        };
+        let run = Box::pin(shared.clone().publish_dead_letter(origin, head.job.message.clone(), why));
+        self.lanes[lane].phase = Phase::DeadLetter { since: Instant::now() };
+        self.push_run(lane, owned, run);
+    }
+
+    /// The head stays unfinished, and the next owner gets it.
+    fn leave(&mut self, lane: usize, which: impl FnOnce(&mut LeftInShard) -> &mut usize) {
+        let owned = self.lanes[lane].head.job.token.owned();
+        if let Some(tenure) = self.tenure(owned) {
+            *which(&mut tenure.left) += 1;
+        }
+        self.advance(lane, Settlement::Dropped);
+    }
+
+    /// Settles the head and goes on to the next of the lane.
+    fn advance(&mut self, lane: usize, settlement: Settlement) {
+        match self.lanes[lane].queue.pop_front() {
+            Some(next) => {
+                let done = std::mem::replace(&mut self.lanes[lane].head, Head::new(next));
+                self.settle(done.job, settlement);
+                self.make_ready(lane);
+            }
+            None => {
+                let done = self.lanes.remove(lane);
+                if let Some(key) = done.key {
+                    self.by_key.remove(&key);
+                }
+                self.settle(done.head.job, settlement);
+            }
+        }
+    }
+
+    fn settle(&mut self, job: Job, settlement: Settlement) {
+        self.sizes.push(job.message.byte_len());
+        self.settled.push((job.token, settlement));
+    }
+
+    /// Starts nothing more of these, and drops what is queued or waits for a retry.
+    fn end_tenures(&mut self, owned: &[Owned]) {
+        let mut ending = HashSet::new();
+        for owned in owned {
+            if let Some(tenure) = self.tenure(*owned).filter(|tenure| !tenure.ending) {
+                tenure.ending = true;
+                ending.insert(*owned);
+            }
+        }
+        let ids: Vec<usize> = self.lanes.iter().map(|(id, _)| id).collect();
+        let mut idle = HashSet::new();
+        for id in ids {
+            let lane = &mut self.lanes[id];
+            if lane.queue.iter().any(|job| ending.contains(&job.token.owned())) {
+                for job in std::mem::take(&mut lane.queue) {
+                    if ending.contains(&job.token.owned()) {
+                        if let Some(tenure) = self.tenure(job.token.owned()) {
+                            tenure.left.queued += 1;
+                        }
+                        self.settle(job, Settlement::Dropped);
+                    } else {
+                        self.lanes[id].queue.push_back(job);
+                    }
+                }
+            }
+            let lane = &mut self.lanes[id];
+            if !ending.contains(&lane.head.job.token.owned()) {
+                continue;
+            }
+            match &lane.phase {
+                Phase::Running { .. } | Phase::DeadLetter { .. } => {}
+                Phase::Ready => {
+                    idle.insert(id);
+                }
+                Phase::Waiting { timer, .. } => {
+                    self.timers.remove(timer);
+                    idle.insert(id);
+                }
+            }
+        }
+        for route in &mut self.routes {
+            route.ready.retain(|lane| !idle.contains(lane));
+        }
+        for id in idle {
+            if self.lanes[id].head.attempts == 0 {
+                self.leave(id, |left| &mut left.queued);
+            } else {
+                self.leave(id, |left| &mut left.failing);
+            }
+        }
+        for owned in ending {
+            self.end_if_over(owned);
+        }
+    }
+
+    /// Drops the runs of these too. They say so at their next poll, and only then is the tenure over.
+    fn cancel_tenures(&mut self, owned: &[Owned]) {
+        self.end_tenures(owned);
+        for run in self.running.iter_mut() {
+            if owned.contains(&run.owned) {
+                run.cancel();
+            }
+        }
+    }
+
+    /// Confirms the end of a tenure once nothing of it runs; everything else of it was dropped before.
+    fn end_if_over(&mut self, owned: Owned) {
+        let Some(tenure) = self.tenure(owned).filter(|tenure| tenure.ending && tenure.running == 0) else {
+            return;
+        };
+        let left = tenure.left;
+        self.tenures[owned.slot.index()] = None;
+        self.flush();
+        // A driver that is gone needs no confirmation: its source is closed.
+        let _ = self.tx.send(FromShard::Ended { owned, left });
+    }
+
+    fn report(&self) -> ShardReport {
+        let now = Instant::now();
+        let clock = tokio::time::Instant::now().into_std();
+        let mut stuck = Vec::new();
+        for (_, lane) in &self.lanes {
+            let head = &lane.head;
+            let since = match &lane.phase {
+                Phase::Running { since } | Phase::DeadLetter { since } => Some(*since),
+                Phase::Ready | Phase::Waiting { .. } => None,
+            };
+            let running = since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+            let failing = head.failure.as_ref().map(|failure| clock.saturating_duration_since(failure.since));
+            let age = running.max(failing.unwrap_or_default());
+            if failing.is_none() && age < self.shared.config.stuck_after {
+                continue;
+            }
+            let Some(tenure) = self.tenures[head.job.token.owned().slot.index()].as_ref() else { continue };
+            stuck.push(Stuck {
+                partition: PartitionId::clone(&tenure.partition),
+                offset: head.job.token.offset(),
+                key: head.job.message.key.clone(),
+                age,
+                attempts: head.attempts,
+                last_error: head.failure.as_ref().map(|failure| failure.error.clone()),
+                next_retry: match lane.phase {
+                    Phase::Waiting { until, .. } => Some(until.saturating_duration_since(clock)),
+                    _ => None,
+                },
+                waiting_behind: lane.queue.len(),
+            });
+        }
+        stuck.sort_by_key(|stuck| std::cmp::Reverse(stuck.age));
+        stuck.truncate(MOST_STUCK);
+        let running =
+            self.lanes.iter().filter(|(_, lane)| matches!(lane.phase, Phase::Running { .. })).count();
+        ShardReport { running, lanes: self.lanes.len(), stuck }
+    }
+}
+
+/// Starts a run if there is a slot, the handler is ready and the lease lasts.
+#[allow(clippy::too_many_arguments)] // A method would borrow the whole shard.
+fn begin(
+    shared: &Shared,
+    shard: usize,
+    credit: &mut usize,
+    route: &mut Route,
+    tenure: &Tenure,
+    job: &Job,
+    attempt: u32,
+    cx: &mut Context<'_>,
+) -> Begun {
+    let Some(runner) = &mut route.runner else { return Begun::Blocked };
+    if tenure.lease.is_limited() && !tenure.lease.is_current(tokio::time::Instant::now().into_std()) {
+        return Begun::LeaseOver;
+    }
+    if *credit == 0 {
+        if !shared.slots.acquire(shard, cx.waker()) {
+            return Begun::Blocked;
+        }
+        *credit = 1;
+    }
+    match runner.poll_ready(cx) {
+        Poll::Pending => return Begun::Blocked,
+        Poll::Ready(Err(ended)) => return Begun::Ended(ended),
+        Poll::Ready(Ok(())) => {}
+    }
+    let delivery = Delivery::new(
+        tenure.partition.clone(),
+        tenure.owned.epoch,
+        job.token.offset(),
+        attempt,
+        job.message.clone(),
+    );
+    match runner.start(delivery, cx) {
+        Started::Ended(ended) => Begun::Ended(ended),
+        Started::Pending(run) => {
+            *credit -= 1;
+            Begun::Running(run)
+        }
+    }
+}

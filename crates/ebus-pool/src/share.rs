@@ -1,0 +1,146 @@
+//! The budget: how many messages and bytes are held, and which partition holds too many (G4, G5).
+//!
+//! A partition may hold its fair share, and beyond that as much as is still **free**: so one hot partition alone takes at
+//! most half of what the others leave, n of them leave 1/(n+1), and there is always room for those that are quick. (The
+//! dynamic threshold of shared-memory switches, with factor 1.)
+
+use ebus_core::Slot;
+
+/// The least share of a partition in messages: enough to keep a quick partition busy between two reads.
+const LEAST_SHARE: usize = 256;
+/// Messages that one read asks for at most: large enough that the cost of a read is spread thin, small enough that a
+/// partition passes its share by little.
+const LARGEST_READ: usize = 4_096;
+/// What a message is taken to weigh before one was seen.
+const FIRST_GUESS_BYTES: usize = 4 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Budget {
+    max_messages: usize,
+    max_bytes: usize,
+    held: Held,
+    by_slot: Vec<Held>,
+    /// The largest message seen lately, in bytes: what a read of n messages may bring.
+    largest: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize) -> Self {
+        Self {
+            max_messages,
+            max_bytes,
+            held: Held::default(),
+            by_slot: Vec::new(),
+            largest: FIRST_GUESS_BYTES,
+        }
+    }
+
+    /// How many messages may be read now.
+    pub(crate) fn room(&self) -> usize {
+        let messages = self.max_messages.saturating_sub(self.held.messages);
+        let bytes = self.max_bytes.saturating_sub(self.held.bytes);
+        if messages == 0 || bytes == 0 {
+            return 0;
+        }
+        messages.min((bytes / self.largest).max(1)).min(LARGEST_READ)
+    }
+
+    /// A read begins: what was seen long ago counts less.
+    pub(crate) fn begin_read(&mut self) {
+        self.largest = (self.largest - self.largest / 16).max(1);
+    }
+
+    pub(crate) fn take(&mut self, slot: Slot, bytes: usize) {
+        self.largest = self.largest.max(bytes);
+        if self.by_slot.len() <= slot.index() {
+            self.by_slot.resize(slot.index() + 1, Held::default());
+        }
+        for held in [&mut self.held, &mut self.by_slot[slot.index()]] {
+            held.messages += 1;
+            held.bytes += bytes;
+        }
+    }
+
+    pub(crate) fn give(&mut self, slot: Slot, bytes: usize) {
+        for held in [Some(&mut self.held), self.by_slot.get_mut(slot.index())].into_iter().flatten() {
+            held.messages = held.messages.saturating_sub(1);
+            held.bytes = held.bytes.saturating_sub(bytes);
+        }
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        self.held
+    }
+
+    pub(crate) fn held_by(&self, slot: Slot) -> Held {
+        self.by_slot.get(slot.index()).copied().unwrap_or_default()
+    }
+
+    /// Whether a partition, one of `partitions`, holds more than it should. One that is paused for it comes back when it
+    /// holds a quarter less.
+    pub(crate) fn is_over(&self, slot: Slot, partitions: usize, paused: bool) -> bool {
+        let partitions = partitions.max(1);
+        let held = self.held_by(slot);
+        let free_messages = self.max_messages.saturating_sub(self.held.messages);
+        let free_bytes = self.max_bytes.saturating_sub(self.held.bytes);
+        let may_messages = (self.max_messages / partitions).max(LEAST_SHARE).min(self.max_messages);
+        let may_bytes = self.max_bytes / partitions;
+        let (messages, bytes) = if partitions == 1 {
+            (self.max_messages, self.max_bytes)
+        } else {
+            (may_messages.max(free_messages), may_bytes.max(free_bytes))
+        };
+        if paused {
+            held.messages > messages - messages / 4 || held.bytes > bytes - bytes / 4
+        } else {
+            held.messages > messages || held.bytes > bytes
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_hot_partition_leaves_room_for_the_others() {
+        let mut budget = Budget::new(10_000, 1 << 30);
+        let hot = Slot(0);
+        while !budget.is_over(hot, 4, false) {
+            budget.take(hot, 1);
+        }
+        assert_eq!(budget.held_by(hot).messages, 5_001, "as much as is free");
+        assert!(budget.room() > 0);
+        while budget.is_over(hot, 4, true) {
+            budget.give(hot, 1);
+        }
+        assert!(budget.held_by(hot).messages < 5_000, "comes back later than it went");
+    }
+
+    #[test]
+    fn bytes_bound_the_next_read() {
+        let mut budget = Budget::new(10_000, 1 << 20);
+        budget.take(Slot(0), 1 << 18);
+        assert!(budget.room() <= 3, "{}", budget.room());
+        budget.take(Slot(0), 1 << 20);
+        assert_eq!(budget.room(), 0);
+        budget.give(Slot(0), 1 << 20);
+        assert_eq!(budget.room(), 1, "one message may always come while something is free");
+    }
+
+    #[test]
+    fn a_lone_partition_may_hold_all() {
+        let mut budget = Budget::new(1_000, 1 << 30);
+        for _ in 0..1_000 {
+            budget.take(Slot(0), 1);
+        }
+        assert!(!budget.is_over(Slot(0), 1, false));
+        assert_eq!(budget.room(), 0);
+    }
+}
