@@ -1,4 +1,13 @@
-//! Conformance suite, history oracle and broker launchers of ebus.
+//! Conformance suite, history oracle and broker launchers of ebus: for our tests and for users'.
+//!
+//! - [`history`]: what happened, one event per line.
+//! - [`record`]: wrappers around a backend and around handlers that record a history, and change nothing.
+//! - [`oracle`]: judges a history by the promises G1..G7. It knows neither pool nor backend.
+//! - `conformance` (feature `conformance`): one suite of cases for every backend.
+//! - `brokers` (feature `brokers`): Apache Kafka and nats-server for tests.
 
 #[cfg(all(feature = "brokers", unix))]
 pub mod brokers;
+pub mod history;
+pub mod oracle;
+pub mod record;

@@ -1,0 +1,17 @@
+//! What happened: one event per line, in the order in which it happened.
+//!
+//! Everything that is ever judged is judged on a history, and only on it: neither the pool nor a backend is asked. So a
+//! fault of theirs cannot hide itself, and a run can be judged again later, or by somebody else's checker.
+//!
+//! [`History`] records, [`Event`] is what it records, [`read`] takes a file back in. [`record`](crate::record) has the wrappers
+//! that fill one, [`oracle`](crate::oracle) judges it.
+
+mod event;
+mod lines;
+mod recorder;
+
+pub use event::{Event, Kind, Outcome};
+pub use lines::{read, write};
+pub use recorder::History;
+
+pub(crate) use event::{Name, key_text, name};

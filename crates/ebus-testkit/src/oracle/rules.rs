@@ -1,0 +1,122 @@
+//! What the oracle has to know about a scenario beside its history.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What a scenario asked for, where that changes what is allowed. Each rule names what it allows or demands more.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub(super) findings: usize,
+    pub(super) readers: BTreeSet<(String, String)>,
+    pub(super) unfinished_ok: BTreeSet<String>,
+    pub(super) drop_rejected: BTreeSet<String>,
+    pub(super) begins: BTreeMap<(String, String, u32), u64>,
+    pub(super) cancel_within: Duration,
+    pub(super) commit_within: Option<Duration>,
+    pub(super) starts_within: Option<Duration>,
+    pub(super) max_in_flight: Option<usize>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Rules {
+    /// Every group that was ever assigned a partition of a topic reads that topic from its beginning and finishes all of it.
+    pub fn new() -> Self {
+        Self {
+            findings: 20,
+            readers: BTreeSet::new(),
+            unfinished_ok: BTreeSet::new(),
+            drop_rejected: BTreeSet::new(),
+            begins: BTreeMap::new(),
+            cancel_within: Duration::from_secs(1),
+            commit_within: None,
+            starts_within: None,
+            max_in_flight: None,
+        }
+    }
+
+    /// How many findings are explained; all are counted. 20 by default.
+    #[must_use]
+    pub fn findings(mut self, most: usize) -> Self {
+        self.findings = most;
+        self
+    }
+
+    /// Demands that `group` reads `topic`, even if it was never assigned a partition of it.
+    #[must_use]
+    pub fn reads(mut self, group: impl Into<String>, topic: impl Into<String>) -> Self {
+        self.readers.insert((group.into(), topic.into()));
+        self
+    }
+
+    /// Allows that `group` has work left when the history ends. What was settled, committed or overtaken unfinished is
+    /// found all the same.
+    #[must_use]
+    pub fn unfinished_ok(mut self, group: impl Into<String>) -> Self {
+        self.unfinished_ok.insert(group.into());
+        self
+    }
+
+    /// The user of `group` asked that rejected messages are dropped: a reject finishes a message.
+    #[must_use]
+    pub fn drop_rejected(mut self, group: impl Into<String>) -> Self {
+        self.drop_rejected.insert(group.into());
+        self
+    }
+
+    /// `group` began at `offset` of this partition: what is below is none of its business.
+    #[must_use]
+    pub fn begins_at(
+        mut self,
+        group: impl Into<String>,
+        topic: impl Into<String>,
+        partition: u32,
+        offset: u64,
+    ) -> Self {
+        self.begins.insert((group.into(), topic.into(), partition), offset);
+        self
+    }
+
+    /// How long after `lost` the runs of the former owner may go on. 1 s by default.
+    #[must_use]
+    pub fn cancel_within(mut self, within: Duration) -> Self {
+        self.cancel_within = within;
+        self
+    }
+
+    /// Demands that what finished longer than this before a crash does not run again: the commit interval and what a commit
+    /// takes.
+    #[must_use]
+    pub fn commit_within(mut self, within: Duration) -> Self {
+        self.commit_within = Some(within);
+        self
+    }
+
+    /// Demands that a message starts within this time after it is stored, its partition is owned and its key is free
+    /// (G4).
+    #[must_use]
+    pub fn starts_within(mut self, within: Duration) -> Self {
+        self.starts_within = Some(within);
+        self
+    }
+
+    /// Demands that at most so many runs are open in a member at once (G5).
+    #[must_use]
+    pub fn max_in_flight(mut self, most: usize) -> Self {
+        self.max_in_flight = Some(most);
+        self
+    }
+
+    pub(super) fn in_scope(&self, group: &str, topic: &str, partition: u32, offset: u64) -> bool {
+        let begin = self.begins.get(&(group.to_owned(), topic.to_owned(), partition));
+        begin.is_none_or(|begin| offset >= *begin)
+    }
+}
+
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
