@@ -7,8 +7,8 @@
 //!  source ──events──▶ driver ──jobs by hash of (topic, key)──▶ shard: key lanes, handler runs, retries, dead letters
 //!         ◀─settle───        ◀──────────settlements──────────
 //! ```
-//! - the **driver** (`driver.rs`) owns the source and the budget, and knows which ownership is ending;
-//! - a **shard** (`shard.rs`) runs many **key lanes** at once: one lane runs one delivery at a time, and keeps a message that
+//! - the **driver** (`driver/`) owns the source and the budget, and knows which ownership is ending;
+//! - a **shard** (`shard/`) runs many **key lanes** at once: one lane runs one delivery at a time, and keeps a message that
 //!   failed at its head until it is done;
 //! - the **slots** (`slots.rs`) bound the runs in progress over all shards.
 //!
@@ -27,6 +27,7 @@ mod run;
 mod runner;
 mod shard;
 mod share;
+mod shared;
 mod slots;
 mod state;
 

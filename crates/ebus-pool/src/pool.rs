@@ -8,9 +8,10 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::PoolConfig;
-use crate::driver::{Control, Driver, Shared};
+use crate::driver::{Control, Driver};
 use crate::runner::{HandlerRunner, Runner};
 use crate::shard::Shard;
+use crate::shared::Shared;
 use crate::slots::Slots;
 use crate::state::{AtomicCounters, Counters, DrainReport, PoolState};
 

@@ -3,13 +3,13 @@
 //! Each pass takes jobs in, polls what runs, brings back what waited for its retry, starts what is ready, and hands the
 //! settlements over. A handler that does not wait ends within [`Shard::accept`]: no lane, no box, no queue.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ebus_core::{Delivery, Error, Lease, Outcome, Owned, PartitionId, Settlement, Timestamp, Token, Topic};
+use ebus_core::{Delivery, Outcome, Owned, Settlement, Token, Topic};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hashbrown::HashMap;
@@ -17,13 +17,11 @@ use slab::Slab;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_util::time::DelayQueue;
 
-use crate::dead_letter::{Obituary, Origin};
-use crate::driver::Shared;
-use crate::jobs::{FromShard, Job, LeftInShard, ShardReport, ToShard};
-use crate::lane::{Failure, Head, Lane, Phase};
-use crate::run::{Run, RunEnd};
+use crate::jobs::{FromShard, Job, ToShard};
+use crate::lane::{Head, Lane, Phase};
+use crate::run::Run;
 use crate::runner::{Ended, PendingRun, Runner, Started};
-use crate::state::Stuck;
+use crate::shared::Shared;
 
 /// Jobs taken in, and ends of runs looked at, before the other work of a pass.
 const CHUNK: usize = 128;
@@ -33,8 +31,12 @@ const PASSES: usize = 16;
 const BLOCKED: Duration = Duration::from_millis(100);
 /// When to look again at a lease that has run out and may yet be moved on.
 const LEASE_RECHECK: Duration = Duration::from_millis(50);
-/// Stuck messages that one report lists.
-const MOST_STUCK: usize = 100;
+
+mod outcome;
+mod report;
+mod tenure;
+
+use tenure::Tenure;
 
 pub(crate) struct Shard {
     index: usize,
@@ -74,18 +76,6 @@ impl std::hash::Hasher for KeyIsHash {
     fn write_u64(&mut self, key: u64) {
         self.0 = key;
     }
-}
-
-/// An ownership, as this shard sees it.
-struct Tenure {
-    owned: Owned,
-    partition: Arc<PartitionId>,
-    lease: Lease,
-    route: usize,
-    /// Runs in progress, dead letters included.
-    running: usize,
-    ending: bool,
-    left: LeftInShard,
 }
 
 /// A topic's handler and the lanes that wait for a slot or for its readiness.
@@ -229,29 +219,6 @@ impl Shard {
         self.routes.len() - 1
     }
 
-    fn begin_tenure(&mut self, owned: Owned, partition: Arc<PartitionId>, lease: Lease) {
-        let route = self.route(&partition.topic);
-        // A copy of its own: shards do not share the counter that each delivery moves.
-        let partition = Arc::new(PartitionId::clone(&partition));
-        let tenure = Tenure {
-            owned,
-            partition,
-            lease,
-            route,
-            running: 0,
-            ending: false,
-            left: LeftInShard::default(),
-        };
-        if self.tenures.len() <= owned.slot.index() {
-            self.tenures.resize_with(owned.slot.index() + 1, || None);
-        }
-        self.tenures[owned.slot.index()] = Some(tenure);
-    }
-
-    fn tenure(&mut self, owned: Owned) -> Option<&mut Tenure> {
-        self.tenures.get_mut(owned.slot.index())?.as_mut().filter(|tenure| tenure.owned == owned)
-    }
-
     /// Takes a job in: behind its lane if there is one, or it starts at once.
     fn accept(&mut self, job: Job, cx: &mut Context<'_>) {
         let owned = job.token.owned();
@@ -379,276 +346,6 @@ impl Shard {
         let until = tokio::time::Instant::now() + delay;
         let timer = self.timers.insert_at(lane, until);
         self.lanes[lane].phase = Phase::Waiting { timer, until: until.into_std() };
-    }
-
-    /// A run of the set ended: its slot is free, its tenure may be over.
-    fn run_ended(&mut self, end: RunEnd) {
-        let owned = self.lanes[end.lane].head.job.token.owned();
-        if let Phase::Running { .. } = self.lanes[end.lane].phase {
-            self.credit += 1;
-        }
-        if let Some(tenure) = self.tenure(owned) {
-            tenure.running -= 1;
-        }
-        self.head_ended(end.lane, end.ended);
-        self.end_if_over(owned);
-    }
-
-    /// The head's run came to this; `None` when it was cancelled.
-    fn head_ended(&mut self, lane: usize, ended: Option<Ended>) {
-        let owned = self.lanes[lane].head.job.token.owned();
-        let ending = self.tenure(owned).is_none_or(|tenure| tenure.ending);
-        match ended {
-            None => {
-                self.shared.counters.cancelled.fetch_add(1, Relaxed);
-                self.leave(lane, |left| &mut left.cancelled);
-            }
-            Some(Ended::Outcome(Outcome::Ack)) => {
-                if let Phase::DeadLetter { .. } = self.lanes[lane].phase {
-                    self.shared.counters.dead_letters.fetch_add(1, Relaxed);
-                } else {
-                    self.handled += 1;
-                }
-                self.advance(lane, Settlement::Finished);
-            }
-            Some(Ended::Outcome(Outcome::Reject { error })) => self.give_up(lane, error, "rejected"),
-            Some(Ended::Outcome(Outcome::Retry { after, error })) => self.failed(lane, error, after, ending),
-            Some(Ended::Panicked(error)) => {
-                self.shared.counters.panics.fetch_add(1, Relaxed);
-                self.failed(lane, error, None, ending);
-            }
-        }
-    }
-
-    fn failed(&mut self, lane: usize, error: Error, after: Option<Duration>, ending: bool) {
-        if ending {
-            self.leave(lane, |left| &mut left.failing);
-            return;
-        }
-        let attempts = self.lanes[lane].head.attempts;
-        if self.shared.config.retry.attempts().is_some_and(|most| attempts >= most) {
-            self.give_up(lane, error, "attempts");
-            return;
-        }
-        self.retry(lane, error, after);
-    }
-
-    fn retry(&mut self, lane: usize, error: Error, after: Option<Duration>) {
-        self.note_failure(lane, error);
-        let failure = self.lanes[lane].head.failure.as_mut();
-        let delay = after.or_else(|| failure.and_then(|failure| failure.backoff.next())).unwrap_or_default();
-        self.shared.counters.retries.fetch_add(1, Relaxed);
-        self.wait(lane, delay);
-    }
-
-    fn note_failure(&mut self, lane: usize, error: Error) {
-        let head = &mut self.lanes[lane].head;
-        let now = Timestamp::now();
-        match &mut head.failure {
-            Some(failure) => {
-                failure.last = now;
-                failure.error = error;
-            }
-            None => {
-                head.failure = Some(Box::new(Failure {
-                    first: now,
-                    last: now,
-                    since: tokio::time::Instant::now().into_std(),
-                    error,
-                    backoff: self.shared.config.retry.backoff(),
-                }));
-            }
-        }
-    }
-
-    /// No further attempt: to the dead-letter topic, or dropped if the user asked for it, or kept if he did neither.
-    fn give_up(&mut self, lane: usize, error: Error, reason: &'static str) {
-        let shared = self.shared.clone();
-        let config = &shared.config;
-        if config.drop_rejected {
-            let job = &self.lanes[lane].head.job;
-            let partition =
-                self.tenures[job.token.owned().slot.index()].as_ref().map(|tenure| tenure.partition.clone());
-            tracing::warn!(group = %config.group, partition = ?partition, offset = job.token.offset(), reason,
-                error = %error.chain(), "message dropped, as drop_rejected asks");
-            self.shared.counters.dropped.fetch_add(1, Relaxed);
-            self.advance(lane, Settlement::Finished);
-            return;
-        }
-        if config.dead_letter.is_none() {
-            self.retry(lane, error, None);
-            return;
-        }
-        self.note_failure(lane, error);
-        let head = &self.lanes[lane].head;
-        let owned = head.job.token.owned();
-        let Some((tenure, failure)) = self.tenures[owned.slot.index()].as_ref().zip(head.failure.as_ref())
-        else {
-            debug_assert!(false, "a head that is given up has a tenure and a failure");
-            return;
-        };
-        let origin = Origin {
-            group: config.group.clone(),
-            partition: PartitionId::clone(&tenure.partition),
-            offset: head.job.token.offset(),
-        };
-        let why = Obituary {
-            reason,
-            error: failure.error.clone(),
-            attempts: head.attempts,
-            first_failed: failure.first,
-            last_failed: failure.last,
-        };
-        let run = Box::pin(shared.clone().publish_dead_letter(origin, head.job.message.clone(), why));
-        self.lanes[lane].phase = Phase::DeadLetter { since: Instant::now() };
-        self.push_run(lane, owned, run);
-    }
-
-    /// The head stays unfinished, and the next owner gets it.
-    fn leave(&mut self, lane: usize, which: impl FnOnce(&mut LeftInShard) -> &mut usize) {
-        let owned = self.lanes[lane].head.job.token.owned();
-        if let Some(tenure) = self.tenure(owned) {
-            *which(&mut tenure.left) += 1;
-        }
-        self.advance(lane, Settlement::Dropped);
-    }
-
-    /// Settles the head and goes on to the next of the lane.
-    fn advance(&mut self, lane: usize, settlement: Settlement) {
-        match self.lanes[lane].queue.pop_front() {
-            Some(next) => {
-                let done = std::mem::replace(&mut self.lanes[lane].head, Head::new(next));
-                self.settle(done.job, settlement);
-                self.make_ready(lane);
-            }
-            None => {
-                let done = self.lanes.remove(lane);
-                if let Some(key) = done.key {
-                    self.by_key.remove(&key);
-                }
-                self.settle(done.head.job, settlement);
-            }
-        }
-    }
-
-    fn settle(&mut self, job: Job, settlement: Settlement) {
-        self.sizes.push(job.message.byte_len());
-        self.settled.push((job.token, settlement));
-    }
-
-    /// Starts nothing more of these, and drops what is queued or waits for a retry.
-    fn end_tenures(&mut self, owned: &[Owned]) {
-        let mut ending = HashSet::new();
-        for owned in owned {
-            if let Some(tenure) = self.tenure(*owned).filter(|tenure| !tenure.ending) {
-                tenure.ending = true;
-                ending.insert(*owned);
-            }
-        }
-        let ids: Vec<usize> = self.lanes.iter().map(|(id, _)| id).collect();
-        let mut idle = HashSet::new();
-        for id in ids {
-            let lane = &mut self.lanes[id];
-            if lane.queue.iter().any(|job| ending.contains(&job.token.owned())) {
-                for job in std::mem::take(&mut lane.queue) {
-                    if ending.contains(&job.token.owned()) {
-                        if let Some(tenure) = self.tenure(job.token.owned()) {
-                            tenure.left.queued += 1;
-                        }
-                        self.settle(job, Settlement::Dropped);
-                    } else {
-                        self.lanes[id].queue.push_back(job);
-                    }
-                }
-            }
-            let lane = &mut self.lanes[id];
-            if !ending.contains(&lane.head.job.token.owned()) {
-                continue;
-            }
-            match &lane.phase {
-                Phase::Running { .. } | Phase::DeadLetter { .. } => {}
-                Phase::Ready => {
-                    idle.insert(id);
-                }
-                Phase::Waiting { timer, .. } => {
-                    self.timers.remove(timer);
-                    idle.insert(id);
-                }
-            }
-        }
-        for route in &mut self.routes {
-            route.ready.retain(|lane| !idle.contains(lane));
-        }
-        for id in idle {
-            if self.lanes[id].head.attempts == 0 {
-                self.leave(id, |left| &mut left.queued);
-            } else {
-                self.leave(id, |left| &mut left.failing);
-            }
-        }
-        for owned in ending {
-            self.end_if_over(owned);
-        }
-    }
-
-    /// Drops the runs of these too. They say so at their next poll, and only then is the tenure over.
-    fn cancel_tenures(&mut self, owned: &[Owned]) {
-        self.end_tenures(owned);
-        for run in self.running.iter_mut() {
-            if owned.contains(&run.owned) {
-                run.cancel();
-            }
-        }
-    }
-
-    /// Confirms the end of a tenure once nothing of it runs; everything else of it was dropped before.
-    fn end_if_over(&mut self, owned: Owned) {
-        let Some(tenure) = self.tenure(owned).filter(|tenure| tenure.ending && tenure.running == 0) else {
-            return;
-        };
-        let left = tenure.left;
-        self.tenures[owned.slot.index()] = None;
-        self.flush();
-        // A driver that is gone needs no confirmation: its source is closed.
-        let _ = self.tx.send(FromShard::Ended { owned, left });
-    }
-
-    fn report(&self) -> ShardReport {
-        let now = Instant::now();
-        let clock = tokio::time::Instant::now().into_std();
-        let mut stuck = Vec::new();
-        for (_, lane) in &self.lanes {
-            let head = &lane.head;
-            let since = match &lane.phase {
-                Phase::Running { since } | Phase::DeadLetter { since } => Some(*since),
-                Phase::Ready | Phase::Waiting { .. } => None,
-            };
-            let running = since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
-            let failing = head.failure.as_ref().map(|failure| clock.saturating_duration_since(failure.since));
-            let age = running.max(failing.unwrap_or_default());
-            if failing.is_none() && age < self.shared.config.stuck_after {
-                continue;
-            }
-            let Some(tenure) = self.tenures[head.job.token.owned().slot.index()].as_ref() else { continue };
-            stuck.push(Stuck {
-                partition: PartitionId::clone(&tenure.partition),
-                offset: head.job.token.offset(),
-                key: head.job.message.key.clone(),
-                age,
-                attempts: head.attempts,
-                last_error: head.failure.as_ref().map(|failure| failure.error.clone()),
-                next_retry: match lane.phase {
-                    Phase::Waiting { until, .. } => Some(until.saturating_duration_since(clock)),
-                    _ => None,
-                },
-                waiting_behind: lane.queue.len(),
-            });
-        }
-        stuck.sort_by_key(|stuck| std::cmp::Reverse(stuck.age));
-        stuck.truncate(MOST_STUCK);
-        let running =
-            self.lanes.iter().filter(|(_, lane)| matches!(lane.phase, Phase::Running { .. })).count();
-        ShardReport { running, lanes: self.lanes.len(), stuck }
     }
 }
 

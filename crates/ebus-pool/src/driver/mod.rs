@@ -6,84 +6,27 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ebus_core::{
-    Assigned, Error, ErrorKind, Inbound, Message, Outcome, Owned, PartitionId, Settlement, Slot, Source,
-    SourceEvent, Token, Topic,
+    Assigned, Error, ErrorKind, Inbound, Owned, PartitionId, Settlement, Source, SourceEvent, Token, Topic,
 };
-use futures_util::FutureExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::config::PoolConfig;
-use crate::dead_letter::{Obituary, Origin, letter};
 use crate::endings::{Ending, Endings, Then};
-use crate::jobs::{FromShard, Job, ShardReport, ToShard};
-use crate::retry::RetryPolicy;
+use crate::jobs::{FromShard, Job, ToShard};
 use crate::route::Router;
-use crate::runner::{Ended, Runner};
+use crate::runner::Runner;
 use crate::share::Budget;
-use crate::slots::Slots;
-use crate::state::{AtomicCounters, DrainReport, Left, PartitionState, PoolState};
+use crate::shared::Shared;
+use crate::state::{DrainReport, Left, PoolState};
 
 /// How long a drain that is past its deadline waits for shards whose thread a handler blocks.
 const BLOCKED_GRACE: Duration = Duration::from_secs(5);
 /// The least time for the last commit, when a drain has used its own up.
 const LEAST_CLOSE: Duration = Duration::from_secs(1);
-/// How long a state waits for a shard.
-const REPORT_WITHIN: Duration = Duration::from_secs(1);
 
-/// What driver, shards and handle share.
-pub(crate) struct Shared {
-    pub(crate) config: PoolConfig,
-    pub(crate) slots: Slots,
-    pub(crate) counters: AtomicCounters,
-    pub(crate) dead_letter_error: std::sync::Mutex<Option<Error>>,
-}
-
-impl Shared {
-    fn set_dead_letter_error(&self, error: Option<Error>) {
-        *self.dead_letter_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = error;
-    }
-
-    pub(crate) fn dead_letter_error(&self) -> Option<Error> {
-        self.dead_letter_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-
-    /// Publishes until the receipt is there. The message is settled after that, never before.
-    pub(crate) async fn publish_dead_letter(
-        self: Arc<Self>,
-        origin: Origin,
-        message: Message,
-        why: Obituary,
-    ) -> Ended {
-        let Some((topic, publisher)) = &self.config.dead_letter else {
-            return Ended::Outcome(Outcome::Reject { error: why.error });
-        };
-        let mut publisher = publisher.clone();
-        let mut short = false;
-        let mut delays = RetryPolicy::exponential().cap(Duration::from_secs(10)).backoff();
-        loop {
-            let publish = publisher.publish(letter(topic, &origin, &message, &why, short));
-            let published = std::panic::AssertUnwindSafe(publish).catch_unwind().await;
-            let error = match published {
-                Ok(Ok(_receipt)) => {
-                    self.set_dead_letter_error(None);
-                    return Ended::Outcome(Outcome::Ack);
-                }
-                Ok(Err(error)) => error,
-                Err(_) => Error::new(ErrorKind::Unexpected, "the publisher of dead letters panicked"),
-            };
-            if error.kind() == ErrorKind::TooLarge && !short {
-                short = true;
-                continue;
-            }
-            tracing::warn!(group = %origin.group, partition = %origin.partition, offset = origin.offset, to = %topic,
-                error = %error.chain(), "dead letter not published; its key waits until it is");
-            self.set_dead_letter_error(Some(error));
-            tokio::time::sleep(delays.next().unwrap_or_default()).await;
-        }
-    }
-}
+mod ending;
+mod state;
 
 /// From the handle to the driver.
 pub(crate) enum Control {
@@ -347,83 +290,6 @@ impl Driver {
         self.owned_count = self.partitions.iter().flatten().filter(|partition| !partition.ending).count();
     }
 
-    fn revoking(&mut self, owned: Vec<Owned>, deadline: Instant) {
-        let (drained, open): (Vec<_>, Vec<_>) =
-            owned.into_iter().partition(|owned| self.drained.remove(owned));
-        if !drained.is_empty() {
-            self.source.release(&drained);
-        }
-        self.end(&open, Then::Release, deadline);
-    }
-
-    /// Ends ownerships: starts nothing more of them, and lets what runs end until the deadline.
-    fn end(&mut self, owned: &[Owned], then: Then, deadline: Instant) {
-        let shards = self.shards.len();
-        let mut begun = Vec::new();
-        let mut never_began = Vec::new();
-        for owned in owned {
-            if let Some(ending) = self.endings.get_mut(*owned) {
-                ending.then = then;
-                continue;
-            }
-            let Some(partition) = self.current(*owned).filter(|partition| !partition.ending) else {
-                // Known to the source and not to us: nothing of it can run.
-                if then == Then::Release {
-                    never_began.push(*owned);
-                }
-                continue;
-            };
-            partition.ending = true;
-            match partition.held_back.take() {
-                Some((_, jobs)) => {
-                    never_began.push(*owned);
-                    for job in jobs {
-                        self.settle_now(job);
-                    }
-                }
-                None => {
-                    self.endings.begin(*owned, shards, then, deadline);
-                    begun.push(*owned);
-                }
-            }
-        }
-        if !begun.is_empty() {
-            for shard in &self.shards {
-                send(shard, ToShard::End(begun.clone()));
-            }
-        }
-        for owned in never_began {
-            self.ended(owned, then);
-        }
-        self.count_owned();
-    }
-
-    fn settle_now(&mut self, job: Job) {
-        self.budget.give(job.token.owned().slot, job.message.byte_len());
-        self.source.settle(&mut vec![(job.token, Settlement::Dropped)]);
-    }
-
-    fn lost(&mut self, owned: &[Owned]) {
-        self.end(owned, Then::Forget, Instant::now());
-        for owned in owned {
-            self.drained.remove(owned);
-        }
-        self.cancel(owned);
-    }
-
-    fn cancel(&mut self, owned: &[Owned]) {
-        let open: Vec<Owned> = owned.iter().copied().filter(|owned| self.endings.contains(*owned)).collect();
-        if open.is_empty() {
-            return;
-        }
-        for owned in &open {
-            self.endings.cancelled(*owned);
-        }
-        for shard in &self.shards {
-            send(shard, ToShard::Cancel(open.clone()));
-        }
-    }
-
     fn shard_said(&mut self, message: FromShard) {
         match message {
             FromShard::Settled { mut batch, sizes } => {
@@ -447,54 +313,6 @@ impl Driver {
         }
     }
 
-    fn note_left(&mut self, owned: Owned, ending: &Ending) {
-        let left = ending.left;
-        if self.draining.is_none() || left.queued + left.failing + left.cancelled == 0 {
-            return;
-        }
-        if let Some(partition) = self.partitions.get(owned.slot.index()).and_then(Option::as_ref) {
-            self.left.push(Left {
-                partition: PartitionId::clone(&partition.id),
-                queued: left.queued,
-                failing: left.failing,
-                cancelled: left.cancelled,
-            });
-        }
-    }
-
-    /// Every shard has confirmed the end of this ownership.
-    fn ended(&mut self, owned: Owned, then: Then) {
-        match then {
-            Then::Release => self.source.release(&[owned]),
-            Then::Forget => {}
-            Then::Drain => {
-                self.drained.insert(owned);
-            }
-        }
-        let slot = owned.slot;
-        if self.current(owned).is_some() {
-            self.partitions[slot.index()] = None;
-        } else if !self.endings.has_slot(slot) {
-            self.begin_held_back(slot);
-        }
-        self.count_owned();
-    }
-
-    /// The former ownership has ended everywhere: the next one of the partition begins.
-    fn begin_held_back(&mut self, slot: Slot) {
-        let Some(partition) = self.partitions[slot.index()].as_mut() else { return };
-        let Some((assigned, jobs)) = partition.held_back.take() else { return };
-        self.begin(&assigned);
-        for job in jobs {
-            let shard = match job.lane {
-                Some(lane) => self.router.shard(lane),
-                None => self.router.shard_without_key(),
-            };
-            self.batches[shard].push(job);
-        }
-        self.send_batches();
-    }
-
     /// Tells the source which partitions to read: those that the user has not paused and that hold no more than they should.
     fn apply_pauses(&mut self) {
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
@@ -515,22 +333,6 @@ impl Driver {
         if !resume.is_empty() {
             self.source.resume(&resume);
         }
-    }
-
-    fn drain(&mut self, within: Duration) {
-        if self.draining.is_some() {
-            return;
-        }
-        let deadline = Instant::now() + within;
-        self.draining = Some(Draining { deadline, handled_before: self.finished() });
-        let all: Vec<Owned> = self.partitions.iter().flatten().map(|partition| partition.owned).collect();
-        let open: Vec<Owned> = all.into_iter().filter(|owned| !self.endings.contains(*owned)).collect();
-        self.end(&open, Then::Drain, deadline);
-    }
-
-    fn finished(&self) -> u64 {
-        let counters = self.shared.counters.snapshot();
-        counters.handled + counters.dead_letters + counters.dropped
     }
 
     /// Closes the source and reports.
@@ -562,55 +364,6 @@ impl Driver {
             tracing::error!(group = %self.shared.config.group, error = %error.chain(), "consumer has ended by itself");
         }
         self.report.send_replace(Some(report));
-    }
-
-    fn state(&self, reply: oneshot::Sender<PoolState>) {
-        let held = self.budget.held();
-        let partitions = self.partitions.iter().flatten().map(|partition| {
-            let held = self.budget.held_by(partition.owned.slot);
-            PartitionState {
-                partition: PartitionId::clone(&partition.id),
-                epoch: partition.owned.epoch,
-                held_messages: held.messages,
-                held_bytes: held.bytes,
-                paused: partition.paused,
-                ending: partition.ending,
-            }
-        });
-        let mut state = PoolState {
-            held_messages: held.messages,
-            held_bytes: held.bytes,
-            partitions: partitions.collect(),
-            counters: self.shared.counters.snapshot(),
-            dead_letter_error: self.shared.dead_letter_error(),
-            trouble: self.trouble.clone(),
-            ..PoolState::default()
-        };
-        let asked: Vec<oneshot::Receiver<ShardReport>> = self
-            .shards
-            .iter()
-            .map(|shard| {
-                let (reply, answer) = oneshot::channel();
-                send(shard, ToShard::Report(reply));
-                answer
-            })
-            .collect();
-        tokio::spawn(async move {
-            let deadline = Instant::now() + REPORT_WITHIN;
-            for answer in asked {
-                match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(Ok(report)) => {
-                        state.in_flight += report.running;
-                        state.lanes += report.lanes;
-                        state.stuck.extend(report.stuck);
-                    }
-                    _ => state.blocked_shards += 1,
-                }
-            }
-            state.stuck.sort_by_key(|stuck| std::cmp::Reverse(stuck.age));
-            // Who asked may have stopped waiting.
-            let _ = reply.send(state);
-        });
     }
 }
 

@@ -1,0 +1,170 @@
+//! What follows a run's end: settle, retry in the lane, dead letter, or leave it to the next owner (G1, G2, G4, G8).
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use ebus_core::{Error, Outcome, PartitionId, Settlement, Timestamp};
+
+use super::Shard;
+use crate::dead_letter::{Obituary, Origin};
+use crate::jobs::{Job, LeftInShard};
+use crate::lane::{Failure, Head, Phase};
+use crate::run::RunEnd;
+use crate::runner::Ended;
+
+impl Shard {
+    /// A run of the set ended: its slot is free, its tenure may be over.
+    pub(super) fn run_ended(&mut self, end: RunEnd) {
+        let owned = self.lanes[end.lane].head.job.token.owned();
+        if let Phase::Running { .. } = self.lanes[end.lane].phase {
+            self.credit += 1;
+        }
+        if let Some(tenure) = self.tenure(owned) {
+            tenure.running -= 1;
+        }
+        self.head_ended(end.lane, end.ended);
+        self.end_if_over(owned);
+    }
+
+    /// The head's run came to this; `None` when it was cancelled.
+    pub(super) fn head_ended(&mut self, lane: usize, ended: Option<Ended>) {
+        let owned = self.lanes[lane].head.job.token.owned();
+        let ending = self.tenure(owned).is_none_or(|tenure| tenure.ending);
+        match ended {
+            None => {
+                self.shared.counters.cancelled.fetch_add(1, Relaxed);
+                self.leave(lane, |left| &mut left.cancelled);
+            }
+            Some(Ended::Outcome(Outcome::Ack)) => {
+                if let Phase::DeadLetter { .. } = self.lanes[lane].phase {
+                    self.shared.counters.dead_letters.fetch_add(1, Relaxed);
+                } else {
+                    self.handled += 1;
+                }
+                self.advance(lane, Settlement::Finished);
+            }
+            Some(Ended::Outcome(Outcome::Reject { error })) => self.give_up(lane, error, "rejected"),
+            Some(Ended::Outcome(Outcome::Retry { after, error })) => self.failed(lane, error, after, ending),
+            Some(Ended::Panicked(error)) => {
+                self.shared.counters.panics.fetch_add(1, Relaxed);
+                self.failed(lane, error, None, ending);
+            }
+        }
+    }
+
+    pub(super) fn failed(&mut self, lane: usize, error: Error, after: Option<Duration>, ending: bool) {
+        if ending {
+            self.leave(lane, |left| &mut left.failing);
+            return;
+        }
+        let attempts = self.lanes[lane].head.attempts;
+        if self.shared.config.retry.attempts().is_some_and(|most| attempts >= most) {
+            self.give_up(lane, error, "attempts");
+            return;
+        }
+        self.retry(lane, error, after);
+    }
+
+    pub(super) fn retry(&mut self, lane: usize, error: Error, after: Option<Duration>) {
+        self.note_failure(lane, error);
+        let failure = self.lanes[lane].head.failure.as_mut();
+        let delay = after.or_else(|| failure.and_then(|failure| failure.backoff.next())).unwrap_or_default();
+        self.shared.counters.retries.fetch_add(1, Relaxed);
+        self.wait(lane, delay);
+    }
+
+    pub(super) fn note_failure(&mut self, lane: usize, error: Error) {
+        let head = &mut self.lanes[lane].head;
+        let now = Timestamp::now();
+        match &mut head.failure {
+            Some(failure) => {
+                failure.last = now;
+                failure.error = error;
+            }
+            None => {
+                head.failure = Some(Box::new(Failure {
+                    first: now,
+                    last: now,
+                    since: tokio::time::Instant::now().into_std(),
+                    error,
+                    backoff: self.shared.config.retry.backoff(),
+                }));
+            }
+        }
+    }
+
+    /// No further attempt: to the dead-letter topic, or dropped if the user asked for it, or kept if he did neither.
+    pub(super) fn give_up(&mut self, lane: usize, error: Error, reason: &'static str) {
+        let shared = self.shared.clone();
+        let config = &shared.config;
+        if config.drop_rejected {
+            let job = &self.lanes[lane].head.job;
+            let partition =
+                self.tenures[job.token.owned().slot.index()].as_ref().map(|tenure| tenure.partition.clone());
+            tracing::warn!(group = %config.group, partition = ?partition, offset = job.token.offset(), reason,
+                error = %error.chain(), "message dropped, as drop_rejected asks");
+            self.shared.counters.dropped.fetch_add(1, Relaxed);
+            self.advance(lane, Settlement::Finished);
+            return;
+        }
+        if config.dead_letter.is_none() {
+            self.retry(lane, error, None);
+            return;
+        }
+        self.note_failure(lane, error);
+        let head = &self.lanes[lane].head;
+        let owned = head.job.token.owned();
+        let Some((tenure, failure)) = self.tenures[owned.slot.index()].as_ref().zip(head.failure.as_ref())
+        else {
+            debug_assert!(false, "a head that is given up has a tenure and a failure");
+            return;
+        };
+        let origin = Origin {
+            group: config.group.clone(),
+            partition: PartitionId::clone(&tenure.partition),
+            offset: head.job.token.offset(),
+        };
+        let why = Obituary {
+            reason,
+            error: failure.error.clone(),
+            attempts: head.attempts,
+            first_failed: failure.first,
+            last_failed: failure.last,
+        };
+        let run = Box::pin(shared.clone().publish_dead_letter(origin, head.job.message.clone(), why));
+        self.lanes[lane].phase = Phase::DeadLetter { since: Instant::now() };
+        self.push_run(lane, owned, run);
+    }
+
+    /// The head stays unfinished, and the next owner gets it.
+    pub(super) fn leave(&mut self, lane: usize, which: impl FnOnce(&mut LeftInShard) -> &mut usize) {
+        let owned = self.lanes[lane].head.job.token.owned();
+        if let Some(tenure) = self.tenure(owned) {
+            *which(&mut tenure.left) += 1;
+        }
+        self.advance(lane, Settlement::Dropped);
+    }
+
+    /// Settles the head and goes on to the next of the lane.
+    pub(super) fn advance(&mut self, lane: usize, settlement: Settlement) {
+        match self.lanes[lane].queue.pop_front() {
+            Some(next) => {
+                let done = std::mem::replace(&mut self.lanes[lane].head, Head::new(next));
+                self.settle(done.job, settlement);
+                self.make_ready(lane);
+            }
+            None => {
+                let done = self.lanes.remove(lane);
+                if let Some(key) = done.key {
+                    self.by_key.remove(&key);
+                }
+                self.settle(done.head.job, settlement);
+            }
+        }
+    }
+
+    pub(super) fn settle(&mut self, job: Job, settlement: Settlement) {
+        self.sizes.push(job.message.byte_len());
+        self.settled.push((job.token, settlement));
+    }
+}

@@ -1,0 +1,54 @@
+//! What a shard says about itself: what runs, and what is stuck and why (G8).
+
+use std::cmp::Reverse;
+use std::time::Instant;
+
+use ebus_core::PartitionId;
+
+use super::Shard;
+use crate::jobs::ShardReport;
+use crate::lane::Phase;
+use crate::state::Stuck;
+
+/// Stuck messages that one report lists.
+const MOST_STUCK: usize = 100;
+
+impl Shard {
+    pub(super) fn report(&self) -> ShardReport {
+        let now = Instant::now();
+        let clock = tokio::time::Instant::now().into_std();
+        let mut stuck = Vec::new();
+        for (_, lane) in &self.lanes {
+            let head = &lane.head;
+            let since = match &lane.phase {
+                Phase::Running { since } | Phase::DeadLetter { since } => Some(*since),
+                Phase::Ready | Phase::Waiting { .. } => None,
+            };
+            let running = since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+            let failing = head.failure.as_ref().map(|failure| clock.saturating_duration_since(failure.since));
+            let age = running.max(failing.unwrap_or_default());
+            if failing.is_none() && age < self.shared.config.stuck_after {
+                continue;
+            }
+            let Some(tenure) = self.tenures[head.job.token.owned().slot.index()].as_ref() else { continue };
+            stuck.push(Stuck {
+                partition: PartitionId::clone(&tenure.partition),
+                offset: head.job.token.offset(),
+                key: head.job.message.key.clone(),
+                age,
+                attempts: head.attempts,
+                last_error: head.failure.as_ref().map(|failure| failure.error.clone()),
+                next_retry: match lane.phase {
+                    Phase::Waiting { until, .. } => Some(until.saturating_duration_since(clock)),
+                    _ => None,
+                },
+                waiting_behind: lane.queue.len(),
+            });
+        }
+        stuck.sort_by_key(|stuck| Reverse(stuck.age));
+        stuck.truncate(MOST_STUCK);
+        let running =
+            self.lanes.iter().filter(|(_, lane)| matches!(lane.phase, Phase::Running { .. })).count();
+        ShardReport { running, lanes: self.lanes.len(), stuck }
+    }
+}

@@ -1,0 +1,125 @@
+//! Ownerships as a shard sees them, and how they end: everything queued is dropped, runs end or are cancelled, and only then
+//! is the end confirmed (G2, G3).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use ebus_core::{Lease, Owned, PartitionId, Settlement};
+
+use super::Shard;
+use crate::jobs::{FromShard, LeftInShard};
+use crate::lane::Phase;
+
+/// An ownership, as this shard sees it.
+pub(super) struct Tenure {
+    pub(super) owned: Owned,
+    pub(super) partition: Arc<PartitionId>,
+    pub(super) lease: Lease,
+    pub(super) route: usize,
+    /// Runs in progress, dead letters included.
+    pub(super) running: usize,
+    pub(super) ending: bool,
+    pub(super) left: LeftInShard,
+}
+
+impl Shard {
+    pub(super) fn begin_tenure(&mut self, owned: Owned, partition: Arc<PartitionId>, lease: Lease) {
+        let route = self.route(&partition.topic);
+        // A copy of its own: shards do not share the counter that each delivery moves.
+        let partition = Arc::new(PartitionId::clone(&partition));
+        let tenure = Tenure {
+            owned,
+            partition,
+            lease,
+            route,
+            running: 0,
+            ending: false,
+            left: LeftInShard::default(),
+        };
+        if self.tenures.len() <= owned.slot.index() {
+            self.tenures.resize_with(owned.slot.index() + 1, || None);
+        }
+        self.tenures[owned.slot.index()] = Some(tenure);
+    }
+
+    pub(super) fn tenure(&mut self, owned: Owned) -> Option<&mut Tenure> {
+        self.tenures.get_mut(owned.slot.index())?.as_mut().filter(|tenure| tenure.owned == owned)
+    }
+
+    /// Starts nothing more of these, and drops what is queued or waits for a retry.
+    pub(super) fn end_tenures(&mut self, owned: &[Owned]) {
+        let mut ending = HashSet::new();
+        for owned in owned {
+            if let Some(tenure) = self.tenure(*owned).filter(|tenure| !tenure.ending) {
+                tenure.ending = true;
+                ending.insert(*owned);
+            }
+        }
+        let ids: Vec<usize> = self.lanes.iter().map(|(id, _)| id).collect();
+        let mut idle = HashSet::new();
+        for id in ids {
+            let lane = &mut self.lanes[id];
+            if lane.queue.iter().any(|job| ending.contains(&job.token.owned())) {
+                for job in std::mem::take(&mut lane.queue) {
+                    if ending.contains(&job.token.owned()) {
+                        if let Some(tenure) = self.tenure(job.token.owned()) {
+                            tenure.left.queued += 1;
+                        }
+                        self.settle(job, Settlement::Dropped);
+                    } else {
+                        self.lanes[id].queue.push_back(job);
+                    }
+                }
+            }
+            let lane = &mut self.lanes[id];
+            if !ending.contains(&lane.head.job.token.owned()) {
+                continue;
+            }
+            match &lane.phase {
+                Phase::Running { .. } | Phase::DeadLetter { .. } => {}
+                Phase::Ready => {
+                    idle.insert(id);
+                }
+                Phase::Waiting { timer, .. } => {
+                    self.timers.remove(timer);
+                    idle.insert(id);
+                }
+            }
+        }
+        for route in &mut self.routes {
+            route.ready.retain(|lane| !idle.contains(lane));
+        }
+        for id in idle {
+            if self.lanes[id].head.attempts == 0 {
+                self.leave(id, |left| &mut left.queued);
+            } else {
+                self.leave(id, |left| &mut left.failing);
+            }
+        }
+        for owned in ending {
+            self.end_if_over(owned);
+        }
+    }
+
+    /// Drops the runs of these too. They say so at their next poll, and only then is the tenure over.
+    pub(super) fn cancel_tenures(&mut self, owned: &[Owned]) {
+        self.end_tenures(owned);
+        for run in self.running.iter_mut() {
+            if owned.contains(&run.owned) {
+                run.cancel();
+            }
+        }
+    }
+
+    /// Confirms the end of a tenure once nothing of it runs; everything else of it was dropped before.
+    pub(super) fn end_if_over(&mut self, owned: Owned) {
+        let Some(tenure) = self.tenure(owned).filter(|tenure| tenure.ending && tenure.running == 0) else {
+            return;
+        };
+        let left = tenure.left;
+        self.tenures[owned.slot.index()] = None;
+        self.flush();
+        // A driver that is gone needs no confirmation: its source is closed.
+        let _ = self.tx.send(FromShard::Ended { owned, left });
+    }
+}
