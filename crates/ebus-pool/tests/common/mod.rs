@@ -288,7 +288,7 @@ where
 {
     tower::service_fn(move |delivery| {
         let outcome = f(delivery);
-        async move { Ok(outcome.await) }
+        async move { Ok::<_, Infallible>(outcome.await) }
     })
 }
 
