@@ -1,2 +1,63 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask --help` lists them.
+
+mod arrows;
+mod broken;
+mod brokers;
+mod ci;
+mod patch;
+mod servers;
+mod stream;
+mod summary;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of ebus")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// All tests of all crates with all features, on servers that are installed, started and stopped here
+    Test(test::Args),
+    /// A developer's long-running servers
+    Brokers(brokers::Args),
+    /// What is checked without running tests: format, lints, docs, arrows, each crate alone
+    Ci(ci::Args),
+    /// Which crate may depend on which
+    Arrows,
+    /// Whether deliberately broken code goes red
+    Broken(broken::Args),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Gives whether all went well; what did not has been printed.
+fn run(command: Command) -> Result<bool> {
+    let workspace = Workspace::load()?;
+    match command {
+        Command::Test(args) => test::run(&workspace, &args),
+        Command::Brokers(args) => brokers::run(&workspace, &args),
+        Command::Ci(args) => ci::run(&workspace, &args),
+        Command::Arrows => Ok(arrows::run(&workspace)),
+        Command::Broken(args) => broken::run(&workspace, &args),
+    }
+}

@@ -1,0 +1,94 @@
+//! `cargo xtask ci`: what can be said about the code without running its tests.
+
+use std::{process::Command, time::Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::{arrows, workspace::Workspace};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only these, in this order; all when none is named
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// Formatting
+    Fmt,
+    /// Crate arrows
+    Arrows,
+    /// Lints without features and with all, warnings denied
+    Clippy,
+    /// Documentation, warnings denied
+    Docs,
+    /// Each crate by itself: without features, and with each one
+    Alone,
+}
+
+/// Runs all steps also after one has failed: one run shows everything.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
+    let steps = if args.steps.is_empty() { Step::value_variants() } else { &args.steps };
+    let mut report = Vec::new();
+    for step in steps {
+        let name = format!("{step:?}").to_lowercase();
+        println!("==> {name}");
+        let began = Instant::now();
+        report.push((name, step.run(workspace)?, began.elapsed()));
+    }
+    println!();
+    for (name, kept, took) in &report {
+        let verdict = if *kept { "ok" } else { "FAILED" };
+        println!("{name:<8} {verdict:<6} {:>6.1} s", took.as_secs_f64());
+    }
+    Ok(report.iter().all(|(_, kept, _)| *kept))
+}
+
+impl Step {
+    fn run(self, workspace: &Workspace) -> Result<bool> {
+        let cargo = |line: &str| command(workspace, line);
+        match self {
+            Self::Fmt => passes(&mut cargo("fmt --all --check")),
+            Self::Arrows => Ok(arrows::run(workspace)),
+            Self::Clippy => {
+                let none = passes(&mut cargo(
+                    "clippy --workspace --all-targets --no-default-features -- -D warnings",
+                ))?;
+                let all =
+                    passes(&mut cargo("clippy --workspace --all-targets --all-features -- -D warnings"))?;
+                Ok(none && all)
+            }
+            Self::Docs => {
+                let mut doc = cargo("doc --workspace --all-features --no-deps");
+                passes(doc.env("RUSTDOCFLAGS", "-D warnings"))
+            }
+            Self::Alone => alone(workspace),
+        }
+    }
+}
+
+/// What a user builds who names one crate and one feature: nothing that another crate of the workspace switches on.
+fn alone(workspace: &Workspace) -> Result<bool> {
+    let mut kept = true;
+    for package in workspace.packages() {
+        let name = &package.name;
+        let mut features: Vec<&str> = package.features.keys().map(String::as_str).collect();
+        features.retain(|feature| *feature != "default");
+        kept &= passes(&mut command(workspace, &format!("check --quiet -p {name} --no-default-features")))?;
+        for feature in features {
+            let line = format!("check --quiet -p {name} --no-default-features --features {feature}");
+            kept &= passes(&mut command(workspace, &line))?;
+        }
+    }
+    Ok(kept)
+}
+
+fn command(workspace: &Workspace, line: &str) -> Command {
+    println!("    cargo {line}");
+    workspace.cargo(line.split(' '))
+}
+
+fn passes(command: &mut Command) -> Result<bool> {
+    Ok(command.status().with_context(|| format!("could not run {command:?}"))?.success())
+}
