@@ -18,6 +18,7 @@ mod config;
 pub mod dead_letter;
 mod driver;
 mod endings;
+mod handlers;
 mod jobs;
 mod lane;
 mod pool;
@@ -32,6 +33,7 @@ mod slots;
 mod state;
 
 pub use config::PoolConfig;
+pub use handlers::Handlers;
 pub use pool::Pool;
 pub use retry::RetryPolicy;
 pub use state::{Counters, DrainReport, Left, PartitionState, PoolState, Stuck};

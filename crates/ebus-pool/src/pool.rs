@@ -9,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::PoolConfig;
 use crate::driver::{Control, Driver};
-use crate::runner::{HandlerRunner, Runner};
+use crate::handlers::{Handlers, make_runners};
 use crate::shard::Shard;
 use crate::shared::Shared;
 use crate::slots::Slots;
@@ -28,8 +28,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts the tasks; nothing is read before the first [`subscribe`](Self::subscribe), unless the source was opened with
-    /// topics of its own.
+    /// Starts without handlers: nothing is handled before the first [`subscribe`](Self::subscribe).
     ///
     /// # Errors
     /// `ConfigInvalid`, naming all that is wrong.
@@ -37,6 +36,21 @@ impl Pool {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(source: Box<dyn Source>, config: PoolConfig) -> Result<Self, Error> {
+        Self::start_with(source, config, Handlers::new())
+    }
+
+    /// Starts with these handlers; the source is asked for all of their topics at once.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming all that is wrong.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start_with(
+        source: Box<dyn Source>,
+        config: PoolConfig,
+        handlers: Handlers,
+    ) -> Result<Self, Error> {
         config.validate()?;
         let shards = config.shards;
         let shared = Arc::new(Shared {
@@ -55,8 +69,10 @@ impl Pool {
             .collect();
         drop(to_driver);
         let (control, control_rx) = unbounded_channel();
+        let handlers = handlers.into_runners(shards);
         let (report, report_rx) = watch::channel(None);
-        tokio::spawn(Driver::new(shared.clone(), source, control_rx, from_shards, to_shards, report).run());
+        let driver = Driver::new(shared.clone(), source, control_rx, from_shards, to_shards, report);
+        tokio::spawn(driver.run(handlers));
         Ok(Self { control, report: report_rx, shared, shards })
     }
 

@@ -114,7 +114,14 @@ impl Driver {
         }
     }
 
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self, handlers: Vec<(Topic, Vec<Box<dyn Runner>>)>) {
+        if !handlers.is_empty() {
+            for (topic, runners) in handlers {
+                self.handle(&topic, runners);
+                self.topics.push(topic);
+            }
+            self.source.subscribe(&self.topics);
+        }
         let mut events = Vec::new();
         let mut handle_lives = true;
         let ended = loop {
@@ -157,6 +164,12 @@ impl Driver {
         self.finish(ended).await;
     }
 
+    fn handle(&self, topic: &Topic, runners: Vec<Box<dyn Runner>>) {
+        for (shard, runner) in self.shards.iter().zip(runners) {
+            send(shard, ToShard::Handler { topic: topic.clone(), runner });
+        }
+    }
+
     fn next_wake(&self) -> Option<Instant> {
         let blocked = self.draining.as_ref().map(|draining| draining.deadline + BLOCKED_GRACE);
         self.endings.next_cancel().into_iter().chain(blocked).min()
@@ -165,9 +178,7 @@ impl Driver {
     fn control(&mut self, control: Control) {
         match control {
             Control::Handle { topic, runners } => {
-                for (shard, runner) in self.shards.iter().zip(runners) {
-                    send(shard, ToShard::Handler { topic: topic.clone(), runner });
-                }
+                self.handle(&topic, runners);
                 if !self.topics.contains(&topic) {
                     self.topics.push(topic);
                     self.source.subscribe(&self.topics);
