@@ -1,0 +1,190 @@
+//! The bound of messages and bytes in flight of one connection (G5): what `poll_ready` waits at.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// Counts places for messages, and bytes of what is in flight.
+///
+/// The counters and `queued` are a Dekker pair: who gives back first counts down and then looks for waiters, who waits
+/// first queues itself and then looks at the counters. Hence `SeqCst`.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    max_messages: usize,
+    max_bytes: usize,
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+    queued: AtomicUsize,
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    next_ticket: u64,
+    queue: VecDeque<(u64, Waker)>,
+}
+
+/// A waiter's place in the queue of a gate, kept between polls.
+#[derive(Debug, Default)]
+pub(crate) struct Ticket(Option<u64>);
+
+impl Gate {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize) -> Self {
+        Self {
+            max_messages,
+            max_bytes,
+            messages: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
+            waiters: Mutex::default(),
+        }
+    }
+
+    fn try_enter(&self) -> bool {
+        self.bytes.load(Ordering::SeqCst) <= self.max_bytes
+            && self
+                .messages
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+                    (n < self.max_messages).then_some(n + 1)
+                })
+                .is_ok()
+    }
+
+    /// Takes one place, or queues the caller.
+    pub(crate) fn poll_enter(&self, ticket: &mut Ticket, cx: &mut Context<'_>) -> Poll<()> {
+        if self.try_enter() {
+            self.unqueue(ticket);
+            return Poll::Ready(());
+        }
+        let mut waiters = self.waiters.lock();
+        let known = ticket.0.and_then(|id| waiters.queue.iter_mut().find(|waiter| waiter.0 == id));
+        match known {
+            Some(waiter) => waiter.1.clone_from(cx.waker()),
+            None => {
+                waiters.next_ticket += 1;
+                let id = waiters.next_ticket;
+                waiters.queue.push_back((id, cx.waker().clone()));
+                ticket.0 = Some(id);
+            }
+        }
+        self.queued.store(waiters.queue.len(), Ordering::SeqCst);
+        drop(waiters);
+        if self.try_enter() {
+            self.unqueue(ticket);
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Counts bytes of a message that stays in flight.
+    pub(crate) fn add_bytes(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives places and bytes back, and wakes as many waiters as there are free places.
+    pub(crate) fn leave(&self, messages: usize, bytes: usize) {
+        if bytes > 0 {
+            self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        }
+        self.messages.fetch_sub(messages, Ordering::SeqCst);
+        if self.queued.load(Ordering::SeqCst) > 0 {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if self.bytes.load(Ordering::SeqCst) > self.max_bytes {
+            return;
+        }
+        let free = self.max_messages.saturating_sub(self.messages.load(Ordering::SeqCst));
+        self.wake_some(free);
+    }
+
+    /// Wakes all who wait, such as to see that the connection is closed.
+    pub(crate) fn wake_all(&self) {
+        self.wake_some(usize::MAX);
+    }
+
+    fn wake_some(&self, most: usize) {
+        let mut waiters = self.waiters.lock();
+        let most = most.min(waiters.queue.len());
+        let woken: Vec<_> = waiters.queue.drain(..most).collect();
+        self.queued.store(waiters.queue.len(), Ordering::SeqCst);
+        drop(waiters);
+        woken.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Takes a waiter out of the queue. True when it was there, false when it had been woken.
+    fn unqueue(&self, ticket: &mut Ticket) -> bool {
+        let Some(id) = ticket.0.take() else { return true };
+        let mut waiters = self.waiters.lock();
+        let before = waiters.queue.len();
+        waiters.queue.retain(|waiter| waiter.0 != id);
+        self.queued.store(waiters.queue.len(), Ordering::SeqCst);
+        waiters.queue.len() < before
+    }
+
+    /// A waiter that goes away: if it had been woken, another one is woken in its place.
+    pub(crate) fn give_up(&self, ticket: &mut Ticket) {
+        if !self.unqueue(ticket) {
+            self.wake();
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> (usize, usize) {
+        (self.messages.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn poll(gate: &Gate, ticket: &mut Ticket, woken: &Arc<Woken>) -> bool {
+        gate.poll_enter(ticket, &mut Context::from_waker(&Waker::from(woken.clone()))).is_ready()
+    }
+
+    #[test]
+    fn p5_the_bound_holds_and_one_place_wakes_one() {
+        let gate = Gate::new(1, 10);
+        let (one, two) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+        let (mut first, mut second, mut third) = <(Ticket, Ticket, Ticket)>::default();
+        assert!(poll(&gate, &mut first, &one));
+        assert!(!poll(&gate, &mut second, &one));
+        assert!(!poll(&gate, &mut second, &one), "queued once");
+        assert!(!poll(&gate, &mut third, &two));
+        gate.leave(1, 0);
+        assert_eq!((one.0.load(Ordering::SeqCst), two.0.load(Ordering::SeqCst)), (1, 0));
+        gate.give_up(&mut second);
+        assert_eq!(two.0.load(Ordering::SeqCst), 1, "the wake that one did not use goes on");
+        assert!(poll(&gate, &mut third, &two));
+    }
+
+    #[test]
+    fn p5_bytes_above_their_bound_hold_the_next_back() {
+        let gate = Gate::new(10, 10);
+        let woken = Arc::new(Woken::default());
+        let mut ticket = Ticket::default();
+        assert!(poll(&gate, &mut ticket, &woken));
+        gate.add_bytes(11);
+        assert!(!poll(&gate, &mut ticket, &woken));
+        gate.leave(1, 11);
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert!(poll(&gate, &mut ticket, &woken));
+        assert_eq!(gate.in_flight(), (1, 0));
+    }
+}
