@@ -81,9 +81,7 @@ impl Pool {
     /// # Errors
     /// `Closed` when the pool has ended.
     pub fn subscribe<H: Handler>(&self, topic: Topic, handler: H) -> Result<(), Error> {
-        let runners =
-            (0..self.shards).map(|_| Box::new(HandlerRunner::new(handler.clone())) as Box<dyn Runner>);
-        self.send(Control::Handle { topic, runners: runners.collect() }, "subscribe")
+        self.send(Control::Handle { topic, runners: make_runners(handler)(self.shards) }, "subscribe")
     }
 
     /// Stops reading a topic; what is held is handled, and the partitions stay owned.
