@@ -5,15 +5,16 @@
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
+use anyhow::Result;
 use async_trait::async_trait;
-use bytes::Bytes;
 use ebus_core::{
-    Error, Group, Inbound, Key, Lease, LedgerLimits, Message, Outcome, Owned, Ownership, PartitionId, Position, Settlement,
-    Source, SourceEvent, Token, Topic,
+    Error, Group, Inbound, Key, Lease, LedgerLimits, Message, Outcome, Owned, Ownership, PartitionId,
+    Position, Settlement, Source, SourceEvent, Token, Topic,
 };
-use ebus_pool::{Pool, PoolConfig};
+use ebus_pool::{Handlers, Pool, PoolConfig};
 
-const KEYS: usize = 10_000;
+use crate::work::{KEYS, messages};
+
 const PARTITIONS: u32 = 8;
 
 /// Hands out messages made beforehand, as fast as they are taken.
@@ -34,7 +35,8 @@ impl Source for Ready {
             let mut assigned = Vec::new();
             for partition in 0..PARTITIONS {
                 let id = PartitionId::new(Topic::new("bench")?, partition);
-                let one = self.ownership.assign(id, ebus_core::Epoch(1), &Position::default(), Lease::unlimited());
+                let one =
+                    self.ownership.assign(id, ebus_core::Epoch(1), &Position::default(), Lease::unlimited());
                 self.owned.push(one.owned);
                 self.next.push(0);
                 assigned.push(one);
@@ -51,7 +53,9 @@ impl Source for Ready {
             let partition = (self.left - i) % self.owned.len();
             let offset = self.next[partition];
             self.next[partition] += 1;
-            let Ok(Some(token)) = self.ownership.track(self.owned[partition], offset) else { unreachable!("ascending") };
+            let Ok(Some(token)) = self.ownership.track(self.owned[partition], offset) else {
+                unreachable!("ascending")
+            };
             out.push(SourceEvent::Message(Inbound { token, message }));
         }
         self.left -= n;
@@ -79,12 +83,7 @@ impl Source for Ready {
     }
 }
 
-fn messages() -> Vec<Message> {
-    let payload = Bytes::from(vec![7u8; 230]);
-    (0..KEYS).map(|i| Message::new(payload.slice(..)).with_key(Key::new(Bytes::from(format!("order-{i}"))))).collect()
-}
-
-pub(crate) async fn ours(n: usize) -> f64 {
+pub(crate) async fn ours(n: usize) -> Result<f64> {
     let (done, all_done) = tokio::sync::oneshot::channel();
     let source = Ready {
         ownership: Ownership::new(LedgerLimits::default().with_max_span(1 << 20)),
@@ -95,21 +94,21 @@ pub(crate) async fn ours(n: usize) -> f64 {
         unsettled: n,
         done: Some(done),
     };
-    let group = Group::new("bench").expect("legal");
-    let pool = Pool::start(Box::new(source), PoolConfig::new(group)).expect("valid");
+    let group = Group::new("bench")?;
+    let handler = tower::service_fn(|_| std::future::ready(Ok::<_, std::convert::Infallible>(Outcome::Ack)));
     let begun = Instant::now();
-    pool.subscribe(
-        Topic::new("bench").expect("legal"),
-        tower::service_fn(|_| std::future::ready(Ok::<_, std::convert::Infallible>(Outcome::Ack))),
-    )
-    .expect("open");
-    all_done.await.expect("all are settled");
+    let pool = Pool::start_with(
+        Box::new(source),
+        PoolConfig::new(group),
+        Handlers::new().on(Topic::new("bench")?, handler),
+    )?;
+    all_done.await?;
     let rate = n as f64 / begun.elapsed().as_secs_f64();
-    let _ = pool.drain(Duration::from_secs(1)).await;
-    rate
+    pool.drain(Duration::from_secs(1)).await.committed?;
+    Ok(rate)
 }
 
-pub(crate) async fn baseline(n: usize) -> f64 {
+pub(crate) async fn baseline(n: usize) -> Result<f64> {
     let messages = messages();
     let state = RandomState::with_seeds(1, 2, 3, 4);
     let workers = 2;
@@ -134,11 +133,11 @@ pub(crate) async fn baseline(n: usize) -> f64 {
     for i in 0..n {
         let message = messages[i % KEYS].clone();
         let hash = state.hash_one(message.key.as_ref().map(Key::as_bytes).unwrap_or_default());
-        senders[hash as usize % workers].send((i as u64, message)).await.expect("workers live");
+        senders[hash as usize % workers].send((i as u64, message)).await?;
     }
     drop(senders);
     for task in tasks {
-        std::hint::black_box(task.await.expect("no panic"));
+        std::hint::black_box(task.await?);
     }
-    n as f64 / begun.elapsed().as_secs_f64()
+    Ok(n as f64 / begun.elapsed().as_secs_f64())
 }

@@ -1,0 +1,55 @@
+//! The in-process broker end to end: publish, consume with key lanes and committed positions, a handler that does nothing.
+//!
+//! The baseline keeps nothing: a bounded channel per worker, one send per message.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ebus_core::{Backend, Group, Outcome, Publish, SourceOptions, Topic, TopicSpec};
+use ebus_memory::{MemoryBackend, MemoryConfig};
+use ebus_pool::{Handlers, Pool, PoolConfig};
+use tower::Service;
+
+use crate::work::{Countdown, messages};
+
+const PARTITIONS: u32 = 8;
+
+pub(crate) async fn ours(n: usize) -> Result<f64> {
+    let backend = MemoryBackend::new(MemoryConfig::default())?;
+    let topic = Topic::new("bench")?;
+    backend.create_topic(&TopicSpec::new(topic.clone(), PARTITIONS)).await?;
+    let group = Group::new("bench")?;
+    let countdown = Arc::new(Countdown::new(n));
+    let seen = countdown.clone();
+    let handler = tower::service_fn(move |_| {
+        seen.one();
+        std::future::ready(Ok::<_, Infallible>(Outcome::Ack))
+    });
+    let source = backend.source(SourceOptions::new(group.clone(), vec![topic.clone()])).await?;
+    let pool = Pool::start_with(source, PoolConfig::new(group), Handlers::new().on(topic.clone(), handler))?;
+    let messages = messages();
+    let begun = Instant::now();
+    let mut producer = backend.producer();
+    let publishing = tokio::spawn(async move {
+        for i in 0..n {
+            poll_fn(|cx| producer.poll_ready(cx)).await?;
+            // The receipt is not asked for; memory stores at the call.
+            drop(producer.call(Publish::new(topic.clone(), messages[i % messages.len()].clone())));
+        }
+        Ok::<_, ebus_core::Error>(())
+    });
+    countdown.done().await;
+    let rate = n as f64 / begun.elapsed().as_secs_f64();
+    publishing.await??;
+    let report = pool.drain(Duration::from_secs(10)).await;
+    report.committed?;
+    backend.close(Duration::from_secs(1)).await?;
+    Ok(rate)
+}
+
+pub(crate) async fn baseline(n: usize) -> Result<f64> {
+    crate::pool::baseline(n).await
+}
