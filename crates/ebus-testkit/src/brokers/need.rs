@@ -66,6 +66,10 @@ impl Need {
         let Some(home) = Home::from_env() else {
             return Found::Missing(self.missing(format_args!("{variable} is not set")));
         };
+        // Installed is not enough: xtask also knows whether what runs it is there.
+        if env::var_os(self.missing_variable()).is_some() {
+            return Found::Missing(self.missing("it cannot be started"));
+        }
         let installed = match self {
             Self::Kafka => home.has_kafka(),
             Self::Nats => home.has_nats(),
