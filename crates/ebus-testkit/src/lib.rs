@@ -8,6 +8,8 @@
 
 #[cfg(all(feature = "brokers", unix))]
 pub mod brokers;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod history;
 pub mod oracle;
 pub mod record;

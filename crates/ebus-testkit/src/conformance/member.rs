@@ -1,0 +1,213 @@
+//! Members of a group, as a process each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebus_core::{Backend, Delivery, Error, ErrorKind, Group, Outcome, Source, SourceOptions, Topic};
+use ebus_pool::{DrainReport, Handlers, Pool, PoolConfig, PoolState, RetryPolicy};
+use parking_lot::Mutex;
+
+use super::ctx::Ctx;
+use super::failure::{Checked, Failure};
+use super::handler::{HandlerFn, handler_fn};
+use super::wait::eventually;
+use crate::record::RecordedHandler;
+
+/// How soon a failed message of a case runs again, if the case says nothing.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A member that is being described.
+pub(super) struct MemberBuilder<'c> {
+    ctx: &'c Ctx,
+    label: String,
+    group: Group,
+    handler: HandlerFn,
+    options: SourceOptions,
+    pool: PoolConfig,
+    dead_letter: Option<Topic>,
+}
+
+impl<'c> MemberBuilder<'c> {
+    pub(super) fn new(ctx: &'c Ctx, label: &str, group: &Group, topics: &[&Topic]) -> Self {
+        let topics: Vec<Topic> = topics.iter().map(|topic| (*topic).clone()).collect();
+        Self {
+            ctx,
+            label: label.to_owned(),
+            group: group.clone(),
+            handler: handler_fn(|_| async { Outcome::Ack }),
+            options: SourceOptions::new(group.clone(), topics),
+            pool: PoolConfig::new(group.clone()).with_retry(RetryPolicy::fixed(RETRY)),
+            dead_letter: None,
+        }
+    }
+
+    /// Handles all topics; without it every message is a success.
+    pub(super) fn handler<F, R>(mut self, handle: F) -> Self
+    where
+        F: Fn(Delivery) -> R + Send + Sync + 'static,
+        R: Future<Output = Outcome> + Send + 'static,
+    {
+        self.handler = handler_fn(handle);
+        self
+    }
+
+    pub(super) fn options(mut self, change: impl FnOnce(SourceOptions) -> SourceOptions) -> Self {
+        self.options = change(self.options);
+        self
+    }
+
+    pub(super) fn pool(mut self, change: impl FnOnce(PoolConfig) -> PoolConfig) -> Self {
+        self.pool = change(self.pool);
+        self
+    }
+
+    /// Dead letters go to `topic`, by the member's own connection.
+    pub(super) fn dead_letter(mut self, topic: &Topic) -> Self {
+        self.dead_letter = Some(topic.clone());
+        self
+    }
+
+    /// Joins the group.
+    pub(super) async fn start(self) -> Checked<Member> {
+        let (backend, below, name) = self.ctx.connect(&self.label).await?;
+        let source = join(self.ctx, &*backend, &self.options).await?;
+        let mut pool = self.pool;
+        if let Some(topic) = self.dead_letter {
+            pool = pool.with_dead_letter(topic, backend.publisher());
+        }
+        let mut handlers = Handlers::new();
+        for topic in &self.options.topics {
+            handlers =
+                handlers.on(topic.clone(), observed(self.ctx, self.handler.clone(), &self.group, &name));
+        }
+        let pool = Pool::start_with(source, pool, handlers)?;
+        let life =
+            Arc::new(Life { name, below, alive: Mutex::new(Some(Alive { pool: Arc::new(pool), backend })) });
+        self.ctx.lives.lock().push(life.clone());
+        let member = Member {
+            group: self.group,
+            harness: self.ctx.harness.clone(),
+            patience: self.ctx.patience(),
+            life,
+        };
+        Ok(member)
+    }
+}
+
+/// `handler`, with its runs in the log of the case and in the history.
+fn observed(ctx: &Ctx, handler: HandlerFn, group: &Group, member: &str) -> RecordedHandler<HandlerFn> {
+    let (log, name) = (ctx.log.clone(), member.to_owned());
+    let logged = handler_fn(move |delivery: Delivery| {
+        let (log, name) = (log.clone(), name.clone());
+        let run = handler.run(delivery.clone());
+        async move {
+            let outcome = run.await;
+            log.ended(&name, &delivery, &outcome);
+            outcome
+        }
+    });
+    RecordedHandler::new(logged, ctx.history.clone(), group, member)
+}
+
+/// Where a group has one member, the place of one that was killed is free only after a while.
+async fn join(ctx: &Ctx, backend: &dyn Backend, options: &SourceOptions) -> Checked<Box<dyn Source>> {
+    eventually("the group takes a member", ctx.patience(), || async {
+        match backend.source(options.clone()).await {
+            Ok(source) => Ok(Some(source)),
+            Err(error)
+                if !ctx.several() && matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Fenced) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(Failure::from(error)),
+        }
+    })
+    .await
+}
+
+/// A member that lives, or did.
+pub(super) struct Life {
+    pub(super) name: String,
+    below: Arc<dyn Backend>,
+    alive: Mutex<Option<Alive>>,
+}
+
+struct Alive {
+    pool: Arc<Pool>,
+    backend: Arc<dyn Backend>,
+}
+
+impl Life {
+    pub(super) fn pool(&self) -> Option<Arc<Pool>> {
+        self.alive.lock().as_ref().map(|alive| alive.pool.clone())
+    }
+
+    pub(super) async fn leave(&self, within: Duration) {
+        let Some(alive) = self.alive.lock().take() else { return };
+        let _ = alive.pool.drain(within).await;
+        let _ = alive.backend.close(within).await;
+    }
+}
+
+/// A member of a group.
+pub(super) struct Member {
+    life: Arc<Life>,
+    group: Group,
+    harness: Arc<dyn super::Harness>,
+    patience: Duration,
+}
+
+impl Member {
+    /// The pool of a member that was not ended by the case.
+    pub(super) fn pool(&self) -> Arc<Pool> {
+        self.life.pool().expect("the case has not ended this member yet")
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.life.name
+    }
+
+    pub(super) fn subscribe<F, R>(&self, ctx: &Ctx, topic: &Topic, handle: F) -> Result<(), Error>
+    where
+        F: Fn(Delivery) -> R + Send + Sync + 'static,
+        R: Future<Output = Outcome> + Send + 'static,
+    {
+        let handler = observed(ctx, handler_fn(handle), &self.group, &self.life.name);
+        self.pool().subscribe(topic.clone(), handler)
+    }
+
+    pub(super) async fn state(&self) -> PoolState {
+        self.pool().state().await
+    }
+
+    /// Partitions that it owns.
+    pub(super) async fn owns(&self) -> usize {
+        self.state().await.partitions.len()
+    }
+
+    /// Waits until it owns at least one partition.
+    pub(super) async fn until_it_owns(&self, least: usize) -> Checked {
+        let what = format!("{} owns {least} partitions", self.life.name);
+        eventually(&what, self.patience, || async { Ok((self.owns().await >= least).then_some(())) }).await
+    }
+
+    /// Leaves as a program does that is told to stop.
+    pub(super) async fn drain(&self, within: Duration) -> DrainReport {
+        let pool = self.pool();
+        let report = pool.drain(within).await;
+        drop(pool);
+        self.life.leave(within).await;
+        report
+    }
+
+    /// Dies.
+    pub(super) async fn kill(self) -> Checked {
+        let alive = self.life.alive.lock().take();
+        let Some(alive) = alive else { return Ok(()) };
+        drop(alive.backend);
+        let pool = Arc::try_unwrap(alive.pool)
+            .map_err(|_| Failure::new("a case must not keep the pool of a member that it kills"))?;
+        self.harness.kill(pool, self.life.below.clone()).await;
+        Ok(())
+    }
+}
