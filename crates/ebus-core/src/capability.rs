@@ -14,6 +14,8 @@ pub struct Capability {
     pub durable: bool,
     /// A publish with an id that the broker saw lately is stored once.
     pub deduplicates: bool,
+    /// A topic that does not exist is created, by the policy that the user chose, when it is published to or subscribed to.
+    pub creates_topics: bool,
     /// The largest message in bytes: key, headers and payload.
     pub max_message_bytes: usize,
     /// How long `recv` may rest before membership is given up; `None` when the backend cannot tell.
@@ -28,6 +30,7 @@ impl Capability {
             several_members: false,
             durable: false,
             deduplicates: false,
+            creates_topics: false,
             max_message_bytes,
             max_idle: None,
         }
@@ -51,6 +54,13 @@ impl Capability {
     #[must_use]
     pub fn with_deduplicates(mut self, yes: bool) -> Self {
         self.deduplicates = yes;
+        self
+    }
+
+    /// Whether topics that do not exist are created by a policy.
+    #[must_use]
+    pub fn with_creates_topics(mut self, yes: bool) -> Self {
+        self.creates_topics = yes;
         self
     }
 
