@@ -86,7 +86,11 @@ impl PoolConfig {
         self
     }
 
-    pub(crate) fn validate(&self) -> Result<(), Error> {
+    /// Whether a pool can start with these settings: to be asked before a group is joined for it.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming all that is wrong.
+    pub fn validate(&self) -> Result<(), Error> {
         let mut problems = Vec::new();
         for (name, value) in [
             ("shards", self.shards),
