@@ -1,0 +1,300 @@
+//! A consumer before it starts: everything that can be wrong is found before the group is joined (G8).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebus_core::{Error, ErrorKind, Group, Handler, LedgerLimits, SourceOptions, StartPosition, Topic};
+use ebus_pool::{Pool, PoolConfig, RetryPolicy};
+
+use crate::Consumer;
+use crate::life::Life;
+
+type Subscribe = Box<dyn FnOnce(&Pool) -> Result<(), Error> + Send>;
+
+/// A consumer that is being put together. Nothing happens before [`start`](Self::start), which also tells all that is wrong.
+///
+/// ```
+/// use std::time::Duration;
+/// use ebus::{Bus, Delivery, Handled, RetryPolicy, raw};
+///
+/// async fn charge(delivery: Delivery) -> Handled {
+///     println!("charge {:?}", delivery.key());
+///     Ok(())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), ebus::Error> {
+/// # let bus = Bus::connect("memory://").await?;
+/// let consumer = bus
+///     .consumer("billing")
+///     .on("orders", raw(charge))
+///     .retry(RetryPolicy::exponential().max_attempts(5))
+///     .dead_letter("orders.dlq")
+///     .max_in_flight(256)
+///     .start()
+///     .await?;
+/// let report = consumer.drain(Duration::from_secs(30)).await;
+/// report.committed?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is consumed before `start`"]
+pub struct ConsumerBuilder {
+    life: Arc<Life>,
+    group: Option<Group>,
+    topics: Vec<Topic>,
+    handlers: Vec<Subscribe>,
+    dead_letter: Option<Topic>,
+    settings: Vec<Box<dyn FnOnce(PoolConfig) -> PoolConfig + Send>>,
+    start: StartPosition,
+    max_span: Option<usize>,
+    commit_interval: Option<Duration>,
+    revoke_within: Option<Duration>,
+    problems: Vec<Error>,
+}
+
+impl ConsumerBuilder {
+    pub(crate) fn new(life: Arc<Life>, group: &str) -> Self {
+        let mut problems = Vec::new();
+        let group = Group::new(group).map_err(|error| problems.push(error)).ok();
+        Self {
+            life,
+            group,
+            topics: Vec::new(),
+            handlers: Vec::new(),
+            dead_letter: None,
+            settings: Vec::new(),
+            start: StartPosition::default(),
+            max_span: None,
+            commit_interval: None,
+            revoke_within: None,
+            problems,
+        }
+    }
+
+    fn topic<T>(&mut self, topic: T) -> Option<Topic>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        topic.try_into().map_err(|error| self.problems.push(error.into())).ok()
+    }
+
+    fn set(mut self, setting: impl FnOnce(PoolConfig) -> PoolConfig + Send + 'static) -> Self {
+        self.settings.push(Box::new(setting));
+        self
+    }
+
+    /// Handles `topic` with `handler`. A consumer may have several topics; more can follow with
+    /// [`Consumer::on`](crate::Consumer::on).
+    pub fn on<T, H>(mut self, topic: T, handler: H) -> Self
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+        H: Handler,
+    {
+        if let Some(topic) = self.topic(topic) {
+            if self.topics.contains(&topic) {
+                self.problems.push(
+                    Error::new(ErrorKind::ConfigInvalid, "the topic has two handlers; give it one")
+                        .with_context("topic", &topic),
+                );
+            }
+            self.topics.push(topic.clone());
+            self.handlers.push(Box::new(move |pool| pool.subscribe(topic, handler)));
+        }
+        self
+    }
+
+    /// When a failed message runs again. Exponential from 100 ms to 30 s and for ever, unless it is given.
+    pub fn retry(self, policy: RetryPolicy) -> Self {
+        self.set(|config| config.with_retry(policy))
+    }
+
+    /// Where rejected messages go, and those whose attempts are used up. It must exist, unless the backend creates topics by
+    /// its policy.
+    ///
+    /// Dead letters pass none of the layers of the bus.
+    pub fn dead_letter<T>(mut self, topic: T) -> Self
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        self.dead_letter = self.topic(topic);
+        self
+    }
+
+    /// Drops rejected messages, and those whose attempts are used up: each is logged and counted. Breaks G1, as asked for.
+    pub fn drop_rejected(self) -> Self {
+        self.set(PoolConfig::with_drop_rejected)
+    }
+
+    /// Handler runs in progress at most; 1,024 by default. A message that waits for its retry is not in progress.
+    pub fn max_in_flight(self, runs: usize) -> Self {
+        self.set(move |config| config.with_max_in_flight(runs))
+    }
+
+    /// Messages and bytes held at most, queued and in progress together; 65,536 and 64 MiB by default.
+    pub fn budget(self, messages: usize, bytes: usize) -> Self {
+        self.set(move |config| config.with_budget_messages(messages).with_budget_bytes(bytes))
+    }
+
+    /// How many shard tasks run handlers; one per core by default. A handler that blocks its thread blocks one of them.
+    pub fn shards(self, shards: usize) -> Self {
+        self.set(move |config| config.with_shards(shards))
+    }
+
+    /// How long a run lasts before the state lists it as stuck; 10 s by default.
+    pub fn stuck_after(self, after: Duration) -> Self {
+        self.set(move |config| config.with_stuck_after(after))
+    }
+
+    /// Where the group begins if it has no position yet; at the earliest message by default.
+    pub fn start_position(mut self, start: StartPosition) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// How many messages one unfinished one can hold up in its partition; 16,384 by default.
+    pub fn max_span(mut self, messages: usize) -> Self {
+        self.max_span = Some(messages);
+        self
+    }
+
+    /// How often positions are committed when something finished: what a crash may run again. 200 ms by default.
+    pub fn commit_interval(mut self, interval: Duration) -> Self {
+        self.commit_interval = Some(interval);
+        self
+    }
+
+    /// How long a hand-over waits for runs in progress before it cancels them; 10 s by default.
+    pub fn revoke_within(mut self, within: Duration) -> Self {
+        self.revoke_within = Some(within);
+        self
+    }
+
+    /// Checks everything, joins the group and starts to handle. Resolves when the start position of a new group is committed:
+    /// nothing that is published later is missed.
+    ///
+    /// # Cancel safety
+    /// Dropped before it resolved, the consumer has not started; its membership ends as by a crash.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, with all that is wrong; `NotFound` for a topic or a dead-letter topic that does not exist;
+    /// `Unsupported` for what the backend lacks; `Denied`, `Unavailable`, `Timeout`; `Closed` when the bus is.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn start(self) -> Result<Consumer, Error> {
+        self.begin()
+            .await
+            .map_err(|error| if error.operation().is_empty() { error.with_operation("start") } else { error })
+    }
+
+    async fn begin(mut self) -> Result<Consumer, Error> {
+        self.life.check_start()?;
+        let life = self.life.clone();
+        let (config, options) = self.check()?;
+        if let Some(topic) = &self.dead_letter {
+            exists(&life, topic, "dead-letter topic").await?;
+        }
+        let group = options.group.clone();
+        let source =
+            life.backend.source(options).await.map_err(|error| error.with_context("group", &group))?;
+        let pool = Arc::new(Pool::start(source, config)?);
+        for subscribe in self.handlers {
+            subscribe(&pool)?;
+        }
+        if !life.add(&pool) {
+            // Closing began meanwhile and does not know this pool: leave the group here.
+            let report = pool.drain(Duration::ZERO).await;
+            tracing::debug!(?report, "started while the bus was closing");
+            return Err(Error::closed("start"));
+        }
+        Ok(Consumer::new(pool, life, group, self.dead_letter))
+    }
+
+    /// Everything that can be known without the broker.
+    fn check(&mut self) -> Result<(PoolConfig, SourceOptions), Error> {
+        let mut problems = std::mem::take(&mut self.problems);
+        let named: HashSet<&Topic> = self.topics.iter().collect();
+        if let Some(topic) = self.dead_letter.as_ref().filter(|topic| named.contains(topic)) {
+            problems.push(dead_letter_loop(topic));
+        }
+        for (name, zero) in [
+            ("max_span", self.max_span == Some(0)),
+            ("commit_interval", self.commit_interval == Some(Duration::ZERO)),
+        ] {
+            if zero {
+                problems.push(Error::new(ErrorKind::ConfigInvalid, format!("{name} is 0; give more")));
+            }
+        }
+        let Some(group) = self.group.clone() else { return Err(join(problems)) };
+        let mut config = PoolConfig::new(group.clone());
+        for setting in std::mem::take(&mut self.settings) {
+            config = setting(config);
+        }
+        if let Some(topic) = &self.dead_letter {
+            config = config.with_dead_letter(topic.clone(), self.life.backend.publisher());
+        }
+        problems.extend(config.validate().err());
+        if !problems.is_empty() {
+            return Err(join(problems));
+        }
+        let mut options = SourceOptions::new(group, self.topics.clone()).with_start(self.start);
+        if let Some(messages) = self.max_span {
+            options = options.with_limits(LedgerLimits::default().with_max_span(messages));
+        }
+        if let Some(interval) = self.commit_interval {
+            options = options.with_commit_interval(interval);
+        }
+        if let Some(within) = self.revoke_within {
+            options = options.with_revoke_within(within);
+        }
+        Ok((config, options))
+    }
+}
+
+/// What a consumer would do that reads its own dead letters.
+pub(crate) fn dead_letter_loop(topic: &Topic) -> Error {
+    let message = "the dead-letter topic is one of the topics that are consumed: a message that fails would go round for ever; \
+                   give it a topic of its own";
+    Error::new(ErrorKind::ConfigInvalid, message).with_context("topic", topic)
+}
+
+/// Whether `topic` is there, or will be by the policy of the backend.
+pub(crate) async fn exists(life: &Life, topic: &Topic, what: &str) -> Result<(), Error> {
+    match life.backend.describe_topic(topic).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound && life.backend.capability().creates_topics => {
+            Ok(())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let message =
+                format!("the {what} does not exist; create it first, with Bus::create_topic for example");
+            Err(Error::new(ErrorKind::NotFound, message).with_context("topic", topic).with_source(error))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// One error that says all; a single one stays what it is.
+fn join(mut problems: Vec<Error>) -> Error {
+    if problems.len() == 1 {
+        return problems.remove(0);
+    }
+    let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    Error::new(ErrorKind::ConfigInvalid, all.join("; "))
+}
+
+impl std::fmt::Debug for ConsumerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsumerBuilder")
+            .field("group", &self.group)
+            .field("topics", &self.topics)
+            .field("dead_letter", &self.dead_letter)
+            .field("problems", &self.problems)
+            .finish_non_exhaustive()
+    }
+}
