@@ -43,6 +43,16 @@ fn main() {
             server.thaw()?;
             check(greets(server.addresses()[0]), "a thawed server did not answer")
         }),
+        trial("a_stream_outlives_a_killed_nats", Need::Nats, |home| {
+            let mut server = launch_nats(&home, NatsConfig::default())?;
+            let address = server.addresses()[0];
+            let made = nats_request(address, "$JS.API.STREAM.CREATE.s", r#"{"name":"s","subjects":["s"]}"#)?;
+            check(!made.contains("\"error\""), made)?;
+            server.kill()?;
+            server.start()?;
+            let found = nats_request(address, "$JS.API.STREAM.INFO.s", "")?;
+            check(!found.contains("\"error\""), found)
+        }),
         trial("a_killed_owner_leaves_no_server_behind", Need::Nats, killed_owner),
         trial("a_stream_of_three_replicas_can_be_made_at_once", Need::Nats, |home| {
             let server = launch_nats(&home, NatsConfig::default().with_nodes(3))?;
