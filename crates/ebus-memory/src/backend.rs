@@ -10,7 +10,7 @@ use ebus_core::{
 };
 
 use crate::broker::MemoryBroker;
-use crate::config::MemoryConfig;
+use crate::config::{MemoryConfig, TopicPolicy};
 use crate::connection::Connection;
 use crate::error;
 use crate::producer::MemoryProducer;
@@ -61,6 +61,7 @@ impl Backend for MemoryBackend {
         let config = self.broker.config();
         Capability::new("memory", config.max_message_bytes)
             .with_several_members(true)
+            .with_creates_topics(matches!(config.topic_policy, TopicPolicy::Create { .. }))
             .with_max_idle(config.max_idle)
     }
 
