@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebus_core::{Error, ErrorKind, Group, Handler, LedgerLimits, SourceOptions, StartPosition, Topic};
-use ebus_pool::{Pool, PoolConfig, RetryPolicy};
+use ebus_pool::{Handlers, Pool, PoolConfig, RetryPolicy};
 
 use crate::Consumer;
 use crate::life::Life;
-
-type Subscribe = Box<dyn FnOnce(&Pool) -> Result<(), Error> + Send>;
 
 /// A consumer that is being put together. Nothing happens before [`start`](Self::start), which also tells all that is wrong.
 ///
@@ -44,7 +42,7 @@ pub struct ConsumerBuilder {
     life: Arc<Life>,
     group: Option<Group>,
     topics: Vec<Topic>,
-    handlers: Vec<Subscribe>,
+    handlers: Handlers,
     dead_letter: Option<Topic>,
     settings: Vec<Box<dyn FnOnce(PoolConfig) -> PoolConfig + Send>>,
     start: StartPosition,
@@ -62,7 +60,7 @@ impl ConsumerBuilder {
             life,
             group,
             topics: Vec::new(),
-            handlers: Vec::new(),
+            handlers: Handlers::new(),
             dead_letter: None,
             settings: Vec::new(),
             start: StartPosition::default(),
@@ -102,7 +100,7 @@ impl ConsumerBuilder {
                 );
             }
             self.topics.push(topic.clone());
-            self.handlers.push(Box::new(move |pool| pool.subscribe(topic, handler)));
+            self.handlers = self.handlers.on(topic, handler);
         }
         self
     }
@@ -202,10 +200,7 @@ impl ConsumerBuilder {
         let group = options.group.clone();
         let source =
             life.backend.source(options).await.map_err(|error| error.with_context("group", &group))?;
-        let pool = Arc::new(Pool::start(source, config)?);
-        for subscribe in self.handlers {
-            subscribe(&pool)?;
-        }
+        let pool = Arc::new(Pool::start_with(source, config, self.handlers)?);
         if !life.add(&pool) {
             // Closing began meanwhile and does not know this pool: leave the group here.
             let report = pool.drain(Duration::ZERO).await;
