@@ -104,7 +104,7 @@ impl<'a> Facts<'a> {
     ) -> Option<()> {
         match event.kind {
             Kind::Call => {
-                (event.topic.as_ref()?, event.member.as_ref()?, event.call?);
+                let _ = (event.topic.as_ref()?, event.member.as_ref()?, event.call?);
                 verdict.published += 1;
             }
             Kind::Failed => verdict.failed += 1,
@@ -153,13 +153,13 @@ impl<'a> Facts<'a> {
                 owned.ended = owned.ended.or(Some(at));
             }
             Kind::Settle => {
-                (work(event)?, member(event)?, event.epoch?, event.outcome?);
+                let _ = (work(event)?, member(event)?, event.epoch?, event.outcome?);
             }
             Kind::Revoking => {
                 ownership(event)?;
             }
             Kind::Committed => {
-                (event.group.as_ref()?, place(event)?);
+                let _ = (event.group.as_ref()?, place(event)?);
             }
         }
         Some(())

@@ -9,30 +9,98 @@ use super::failure::Checked;
 mod a_one;
 mod b_many;
 mod c_failure;
+mod d_hand_over;
+mod d_ownership;
+mod e_restart;
+mod f_bounds;
+mod g_control;
+mod i_life;
+mod i_race;
+
+pub(super) type Running = Pin<Box<dyn Future<Output = Checked> + Send>>;
 
 /// A case.
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// Several members of one group.
+    /// It needs several members in one group.
     pub(super) several_members: bool,
-    pub(super) run: fn(Arc<Ctx>) -> Pin<Box<dyn Future<Output = Checked> + Send>>,
+    pub(super) run: fn(Arc<Ctx>) -> Running,
 }
 
-/// `name` runs where it can; `name if several_members` needs more than one member in a group.
+/// `module anywhere { cases }`, and `module several { cases }` for those that need several members in one group.
 macro_rules! cases {
-    ($($module:ident :: $name:ident $(if $needs:ident)?),* $(,)?) => {
-        vec![$(Case {
+    ($($module:ident $several:ident { $($name:ident)* })*) => {
+        vec![$($(Case {
             name: stringify!($name),
-            several_members: false $(|| { let $needs = true; $needs })?,
+            several_members: stringify!($several) == "several",
             run: |ctx| Box::pin(async move { $module::$name(&ctx).await }),
-        }),*]
+        }),*),*]
     };
 }
 
 pub(super) fn all() -> Vec<Case> {
-    cases![
-        a_one::a01_arrives_as_sent,
-        b_many::b04_versions_of_a_key_one_at_a_time_in_order,
-        c_failure::c01_fails_once_then_goes_on,
-    ]
+    cases! {
+        a_one anywhere {
+            a01_arrives_as_sent
+            a02_too_large_is_refused_at_once
+            a03_an_illegal_name_is_refused
+            a04_topics_do_not_leak
+            a05_a_receipt_names_the_place
+        }
+        b_many anywhere {
+            b01_many_publishers_many_members
+            b02_a_second_group_gets_everything
+            b03_a_late_group_from_earliest_or_latest
+            b04_versions_of_a_key_one_at_a_time_in_order
+            b05_many_keys_run_in_parallel
+            b06_messages_without_a_key_use_every_shard
+            b07_publish_order_per_key
+        }
+        b_many several {
+            b02_two_members_share_the_work
+        }
+        c_failure anywhere {
+            c01_fails_once_then_goes_on
+            c02_fails_for_ever_one_dead_letter
+            c03_dead_letter_topic_is_down
+            c04_permanent_error_no_second_attempt
+            c05_panic_is_the_failure_of_that_message
+            c06_undecodable_is_a_dead_letter
+            c07_a_retry_that_waits_holds_no_slot
+            c12_without_dead_letters_retried_for_ever
+        }
+        d_hand_over anywhere {
+            d02_leaves_cleanly_with_a_slow_key
+            d03_killed_runs_again_since_the_last_commit
+            d13_take_over_kill_take_over
+            d14_what_waits_at_a_hand_over_runs_at_the_next
+        }
+        d_ownership several {
+            d01_joins_under_load
+            d04_revoked_and_handed_straight_back
+        }
+        e_restart anywhere {
+            e01_restart_resumes
+            e02_commit_never_passes_an_unfinished
+            e05_closing_deletes_nothing
+        }
+        f_bounds anywhere {
+            f01_slow_handler_fast_broker
+            f02_two_hundred_thousand_to_one_blocked_key
+            f04_one_message_that_never_finishes
+        }
+        g_control anywhere {
+            g01_drain_finishes_what_runs
+            g01_drain_cancels_at_its_deadline
+            g04_subscribe_a_second_topic_later
+        }
+        i_life anywhere {
+            i01_close_twice_one_result
+            i02_after_close_everything_says_closed
+        }
+        i_race anywhere {
+            i03_publish_racing_with_close
+            i04_dropped_futures_leave_it_usable
+        }
+    }
 }
