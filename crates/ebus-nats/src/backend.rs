@@ -1,0 +1,201 @@
+//! The connection to NATS as a [`Backend`] (G1, G8, G9).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebus_core::{
+    Backend, Capability, Committed, Epoch, Error, ErrorKind, Group, NextOffset, PartitionInfo, Publisher,
+    ReadRange, Reader, Source, SourceOptions, Topic, TopicInfo, TopicSpec,
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::{OnceCell, watch};
+use tokio::time::Instant;
+
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+
+use crate::config::{MissingTopic, NatsConfig};
+use crate::connection::Connection;
+use crate::group::Member;
+use crate::producer::{self, NatsProducer, Publishing};
+use crate::reader::NatsReader;
+use crate::store::Store;
+use crate::stream::{self as topics, TopicStream};
+use crate::{error, join};
+
+/// Requests that are made at once for the partitions of a topic.
+const CONCURRENCY: usize = 32;
+
+/// A connection to NATS JetStream.
+///
+/// Publishers share one connection; every source has its own, so that commits and heartbeats never wait behind publishes.
+/// Needs a tokio runtime.
+pub struct NatsBackend {
+    connection: Connection,
+    config: Arc<NatsConfig>,
+    publishing: Arc<Publishing>,
+    closing: OnceCell<Result<(), Error>>,
+    closed: watch::Sender<bool>,
+}
+
+impl NatsBackend {
+    /// Connects.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for settings that are not valid, all at once, before any connection; `Unavailable` when no server
+    /// answers in time; `Denied` for wrong credentials or TLS; `Unsupported` for a server before 2.9.
+    pub async fn connect(config: NatsConfig) -> Result<Self, Error> {
+        config.validate()?;
+        let config = Arc::new(config);
+        let connection = Connection::open(config.clone(), "publisher").await?;
+        let publishing = Publishing::start(connection.clone()).await?;
+        let (closed, _) = watch::channel(false);
+        Ok(Self { connection, config, publishing, closing: OnceCell::new(), closed })
+    }
+
+    /// A publisher that is not erased: no box per message.
+    pub fn producer(&self) -> NatsProducer {
+        NatsProducer::new(self.publishing.clone())
+    }
+
+    fn open(&self, operation: &'static str) -> Result<(), Error> {
+        if self.publishing.is_closed() { Err(Error::closed(operation)) } else { Ok(()) }
+    }
+
+    async fn partition_info(&self, found: &TopicStream, partition: u32) -> Result<PartitionInfo, Error> {
+        const OPERATION: &str = "describe_topic";
+        let nothing = PartitionInfo { earliest: found.last + 1, end: NextOffset(found.last + 1) };
+        let Some(filters) = &found.filters else {
+            return Ok(PartitionInfo { earliest: found.first, end: NextOffset(found.last + 1) });
+        };
+        let filter = &filters[partition as usize];
+        let stream = self.stream(found).await?;
+        let read =
+            |message: Result<async_nats::jetstream::message::StreamMessage, LastRawMessageErrorKind>| {
+                match message {
+                    Ok(message) => Ok(Some(message.sequence)),
+                    Err(LastRawMessageErrorKind::NoMessageFound) => Ok(None),
+                    Err(LastRawMessageErrorKind::JetStream(api)) if api.error_code().0 == 10_037 => Ok(None),
+                    Err(LastRawMessageErrorKind::JetStream(api)) => Err(error::api(&api, OPERATION)),
+                    Err(_) => Err(error::timeout(OPERATION)),
+                }
+            };
+        let last = stream.get_last_raw_message_by_subject(filter).await;
+        let Some(last) = read(last.map_err(|why| why.kind()))? else { return Ok(nothing) };
+        let first = stream.get_first_raw_message_by_subject(filter, found.first).await;
+        let first = match first {
+            Ok(message) => message.sequence,
+            // Gone between the two requests.
+            Err(_) => last,
+        };
+        Ok(PartitionInfo { earliest: first, end: NextOffset::after(last) })
+    }
+
+    async fn stream(&self, found: &TopicStream) -> Result<Stream<()>, Error> {
+        self.connection
+            .context
+            .get_stream_no_info(&found.name)
+            .await
+            .map_err(|why| Error::new(ErrorKind::Unexpected, "illegal name of a stream").with_source(why))
+    }
+
+    async fn info(&self, found: &TopicStream) -> Result<TopicInfo, Error> {
+        let partitions =
+            stream::iter((0..found.partitions).map(|p| self.partition_info(found, p)).collect::<Vec<_>>())
+                .buffered(CONCURRENCY)
+                .try_collect()
+                .await
+                .map_err(|error: Error| error.with_context("topic", &found.topic))?;
+        Ok(TopicInfo::new(found.topic.clone(), partitions))
+    }
+}
+
+#[async_trait]
+impl Backend for NatsBackend {
+    fn capability(&self) -> Capability {
+        let max = producer::max_message_bytes(self.connection.client.max_payload());
+        Capability::new("nats", max)
+            .with_durable(true)
+            .with_deduplicates(true)
+            .with_creates_topics(self.config.missing_topic != MissingTopic::Refuse)
+            .with_max_idle(join::lease(&self.connection) / 2)
+    }
+
+    fn publisher(&self) -> Publisher {
+        Publisher::new(self.producer())
+    }
+
+    async fn source(&self, options: SourceOptions) -> Result<Box<dyn Source>, Error> {
+        self.open("source")?;
+        let mut closed = self.closed.subscribe();
+        let joining = join::join(self.config.clone(), options, self.closed.subscribe());
+        tokio::select! {
+            joined = joining => joined,
+            _ = closed.wait_for(|closed| *closed) => Err(Error::closed("source")),
+        }
+    }
+
+    async fn create_topic(&self, spec: &TopicSpec) -> Result<TopicInfo, Error> {
+        self.open("create_topic")?;
+        let found = topics::create(&self.connection, spec).await?;
+        self.info(&found).await
+    }
+
+    async fn describe_topic(&self, topic: &Topic) -> Result<TopicInfo, Error> {
+        self.open("describe_topic")?;
+        let found = topics::find(&self.connection, topic, "describe_topic").await?;
+        self.info(&found).await
+    }
+
+    async fn read(&self, range: ReadRange) -> Result<Box<dyn Reader>, Error> {
+        self.open("read")?;
+        let found = topics::find(&self.connection, &range.topic, "read").await?;
+        found.check_partition(range.partition, "read")?;
+        Ok(Box::new(NatsReader::new(self.connection.clone(), found, &range)))
+    }
+
+    async fn committed(&self, group: &Group, topic: &Topic) -> Result<Vec<Committed>, Error> {
+        self.open("committed")?;
+        let found = topics::find(&self.connection, topic, "committed").await?;
+        let member = Member {
+            connection: self.connection.clone(),
+            store: Store::bind(self.connection.clone()).await?,
+            group: group.clone(),
+            owner: "".into(),
+            lease: join::lease(&self.connection),
+        };
+        let looks = (0..found.partitions).map(|partition| {
+            let (member, found) = (&member, &found);
+            async move {
+                let looked = match member.look(&found.topic, partition).await {
+                    // No group was ever made: there is no bucket yet.
+                    Err(error) if error.kind() == ErrorKind::NotFound => Err(0),
+                    looked => looked?,
+                };
+                let record = looked.ok().and_then(|seen| seen.record().cloned());
+                // A position of another log of this name is none.
+                let position = record.as_ref().filter(|record| record.is_of(found.mark));
+                let position = position.map(|record| record.position(found.mark).0);
+                let epoch = Epoch(record.map_or(0, |record| record.epoch));
+                Ok(Committed::new(partition, position, epoch))
+            }
+        });
+        stream::iter(looks.collect::<Vec<_>>()).buffered(CONCURRENCY).try_collect().await
+    }
+
+    async fn close(&self, within: Duration) -> Result<(), Error> {
+        let close = async {
+            let closed = self.publishing.close(Instant::now() + within).await;
+            self.closed.send_replace(true);
+            closed
+        };
+        self.closing.get_or_init(|| close).await.clone()
+    }
+}
+
+impl fmt::Debug for NatsBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsBackend").field("config", &self.config).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,146 @@
+use ebus_core::Headers;
+use proptest::prelude::*;
+
+use super::*;
+
+/// What async-nats reads of what it writes: name and value are split at the first colon, and the value is trimmed.
+fn over_the_wire(map: &HeaderMap) -> (HeaderMap, usize) {
+    let mut text = String::from("NATS/1.0\r\n");
+    for (name, values) in map.iter() {
+        for value in values {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+    }
+    text.push_str("\r\n");
+    let mut read = HeaderMap::new();
+    let mut lines = text.lines().skip(1).peekable();
+    while let Some(line) = lines.next() {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        let mut value = value.trim_start().to_owned();
+        while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(more);
+        }
+        read.append(name, value.trim_end().to_owned());
+    }
+    (read, text.len())
+}
+
+fn there_and_back(message: &Message) -> (Message, HeaderMap) {
+    let (map, len) = encode(message, "orders", Some("id-1"));
+    let (read, wire_len) = over_the_wire(&map);
+    assert_eq!(len, wire_len, "the wire length decides what is too large");
+    (decode(Some(&read), message.payload.clone(), || unreachable!("it carries its time")), read)
+}
+
+fn natives(map: &HeaderMap) -> Vec<&str> {
+    let mut names: Vec<&str> = map.iter().map(|(name, _)| name.as_ref()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a01_plain_messages_are_plain_on_the_wire() {
+    let message = Message::new("x").with_key("order-42").with_header("X-Trace", "abc");
+    let (back, map) = there_and_back(&message);
+    assert_eq!(back, message);
+    assert_eq!(natives(&map), ["Ebus-Key", "Ebus-Time", "Nats-Expected-Stream", "Nats-Msg-Id", "X-Trace"]);
+}
+
+#[test]
+fn a01_order_across_names_duplicates_and_binary_values_come_back() {
+    let message = Message::new("x")
+        .with_header("b", "1")
+        .with_header("a", "2")
+        .with_header("b", "3")
+        .with_header("a", vec![0, 255, 13, 10])
+        .with_header("", "no name")
+        .with_header("c d", "name with a space")
+        .with_header("e", " spaces at the ends ")
+        .with_header("f", "");
+    let (back, map) = there_and_back(&message);
+    assert_eq!(back, message);
+    assert_eq!(map.get("f").map(|v| v.as_str()), Some(""), "what is plain is native");
+}
+
+#[test]
+fn a01_headers_with_a_meaning_to_the_server_are_only_carried() {
+    let message = Message::new("x")
+        .with_header("Nats-Msg-Id", "other")
+        .with_header("nats-rollup", "all")
+        .with_header("Ebus-Key", "forged")
+        .with_header("Ebus-Time", "0");
+    let (back, map) = there_and_back(&message);
+    assert_eq!(back, message);
+    assert_eq!(map.get("Nats-Msg-Id").map(|v| v.as_str()), Some("id-1"));
+    assert!(map.get("nats-rollup").is_none());
+}
+
+#[test]
+fn a01_any_key_comes_back() {
+    for key in [&b""[..], b" a", b"a\n", b"\xff\x00", "ü".as_bytes(), b"a:b"] {
+        let message = Message::new("x").with_key(key.to_vec());
+        assert_eq!(there_and_back(&message).0, message, "{key:?}");
+    }
+    assert_eq!(there_and_back(&Message::new("x")).0.key, None);
+}
+
+#[test]
+fn messages_of_other_make_are_read() {
+    let stored = Timestamp::from_millis(77);
+    let bare = decode(None, Bytes::from("x"), || stored);
+    assert_eq!((bare.key, bare.headers.len(), bare.timestamp), (None, 0, stored));
+    let mut map = HeaderMap::new();
+    map.append("b", "2");
+    map.append("a", "1");
+    map.append("b", "3");
+    map.append("Nats-Msg-Id", "theirs");
+    map.append("Ebus-Key", "k");
+    let message = decode(Some(&map), Bytes::from("x"), || stored);
+    assert_eq!(message.key, Some(Key::from("k")));
+    assert_eq!(message.timestamp, stored);
+    let list: Headers = [("Nats-Msg-Id", "theirs"), ("a", "1"), ("b", "2"), ("b", "3")].into_iter().collect();
+    assert_eq!(message.headers, list);
+}
+
+#[test]
+fn an_order_that_does_not_fit_drops_nothing() {
+    let message = Message::new("x").with_header("b", "1").with_header("a", "2");
+    let (mut map, _) = encode(&message, "orders", None);
+    map.append("added", "3");
+    map.insert(ORDER, "7.1.x.b!");
+    let back = decode(Some(&map), Bytes::new(), || Timestamp::from_millis(0));
+    assert_eq!(back.headers.len(), 3);
+}
+
+fn any_header() -> impl Strategy<Value = (String, Vec<u8>)> {
+    let name = prop_oneof!["[A-Za-z-]{0,3}", "(Nats|ebus)-[a-z]{1,2}", ".{0,4}"];
+    let value = prop_oneof![
+        "[ -~]{0,6}".prop_map(String::into_bytes),
+        prop::collection::vec(any::<u8>(), 0..6),
+        ".{0,4}".prop_map(String::into_bytes),
+    ];
+    (name, value)
+}
+
+proptest! {
+    #[test]
+    fn a01_any_message_comes_back(
+        key in prop::option::of(prop::collection::vec(any::<u8>(), 0..6)),
+        headers in prop::collection::vec(any_header(), 0..8),
+        time in any::<i64>(),
+    ) {
+        let message = Message::new("payload")
+            .with_optional_key(key.map(Key::from))
+            .with_headers(headers.into_iter().collect())
+            .with_timestamp(Timestamp::from_millis(time));
+        prop_assert_eq!(there_and_back(&message).0, message);
+    }
+
+    #[test]
+    fn any_order_is_read_without_a_panic(order in ".{0,30}") {
+        let mut map = HeaderMap::new();
+        map.append("a", "1");
+        let list = crate::headers::decode(&map, Some(&order), |_| true);
+        prop_assert!(list.contains("a"));
+    }
+}

@@ -1,0 +1,532 @@
+//! The one task of a connection that publishes (G1, G5, G7).
+//!
+//! It hands messages to the client in the order of `call` and takes acknowledgements apart, so that publishing is
+//! pipelined and still ordered. While the connection is down nothing is handed on: what waits here fails at its deadline
+//! and was surely not stored. Nothing is ever sent twice.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use async_nats::message::OutboundMessage;
+use async_nats::{PublishErrorKind, Subject, Subscriber};
+use ebus_core::{Error, ErrorKind, Receipt, Retryability};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Sink, StreamExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, Sleep};
+
+use crate::ack::Ack;
+use crate::connection::Connection;
+use crate::flight::{Flight, Queued, Route, Window};
+use crate::gate::Gate;
+use crate::keys::KeysInFlight;
+use crate::stream::{self, TopicStream};
+use crate::{error, hash};
+
+/// How much is done before other tasks get their turn.
+const BATCH: usize = 64;
+/// How many batches are done in one turn.
+const ROUNDS: usize = 8;
+
+const OPERATION: &str = "publish";
+
+/// What the task is told.
+pub(crate) enum Command {
+    Publish(Flight, async_nats::HeaderMap, bytes::Bytes),
+    /// Finish what was told before, until the deadline.
+    Close(Instant, oneshot::Sender<Result<(), Error>>),
+}
+
+/// What is known of a topic that is published to.
+struct RouteState {
+    route: Arc<Route>,
+    known: Option<Known>,
+    /// A lookup is under way, and these wait for it.
+    looking: bool,
+    waiting: VecDeque<Queued>,
+    /// Nobody took these; a lookup will say why.
+    autopsy: Vec<(u64, Flight)>,
+}
+
+struct Known {
+    partitions: u32,
+    subjects: Vec<Subject>,
+    /// Where the next message without a key goes.
+    next: u32,
+}
+
+struct Closing {
+    deadline: Instant,
+    reply: oneshot::Sender<Result<(), Error>>,
+}
+
+type Lookup = BoxFuture<'static, (usize, Result<TopicStream, Error>)>;
+
+pub(crate) struct Pump {
+    connection: Connection,
+    /// The client as a sink, which keeps a place in its queue while it waits.
+    sink: async_nats::Client,
+    gate: Arc<Gate>,
+    intake: mpsc::UnboundedReceiver<Command>,
+    buffer: Vec<Command>,
+    intake_ended: bool,
+    inbox: String,
+    acks: Subscriber,
+    queue: VecDeque<Queued>,
+    routes: Vec<Option<RouteState>>,
+    lookups: FuturesUnordered<Lookup>,
+    window: Window,
+    keys: KeysInFlight,
+    next_sequence: u64,
+    timer: Pin<Box<Sleep>>,
+    timer_armed: bool,
+    link: BoxFuture<'static, Connection>,
+    closing: Option<Closing>,
+    /// What the gate gets back at the end of the turn.
+    freed: (usize, usize),
+}
+
+impl Pump {
+    /// # Errors
+    /// `Unavailable` when the connection is gone already.
+    pub(crate) async fn new(
+        connection: Connection,
+        gate: Arc<Gate>,
+        intake: mpsc::UnboundedReceiver<Command>,
+    ) -> Result<Self, Error> {
+        let inbox = connection.client.new_inbox();
+        let acks = connection.client.subscribe(format!("{inbox}.*")).await.map_err(|why| {
+            error::unavailable("connect", "no subscription for acknowledgements").with_source(why)
+        })?;
+        Ok(Self {
+            sink: connection.client.clone(),
+            link: link(connection.clone()),
+            connection,
+            gate,
+            intake,
+            buffer: Vec::with_capacity(BATCH),
+            intake_ended: false,
+            inbox,
+            acks,
+            queue: VecDeque::new(),
+            routes: Vec::new(),
+            lookups: FuturesUnordered::new(),
+            window: Window::default(),
+            keys: KeysInFlight::default(),
+            next_sequence: 0,
+            timer: Box::pin(tokio::time::sleep_until(Instant::now())),
+            timer_armed: false,
+            closing: None,
+            freed: (0, 0),
+        })
+    }
+
+    /// Takes in what was called. True when there was something.
+    fn poll_intake(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.intake_ended {
+            return false;
+        }
+        match self.intake.poll_recv_many(cx, &mut self.buffer, BATCH) {
+            Poll::Pending => false,
+            Poll::Ready(0) => {
+                self.intake_ended = true;
+                true
+            }
+            Poll::Ready(_) => {
+                let mut buffer = std::mem::take(&mut self.buffer);
+                for command in buffer.drain(..) {
+                    self.take_in(command);
+                }
+                self.buffer = buffer;
+                true
+            }
+        }
+    }
+
+    fn take_in(&mut self, command: Command) {
+        match command {
+            Command::Publish(flight, headers, payload) => {
+                let sequence = self.next_sequence;
+                self.next_sequence += 1;
+                if let Some(key) = key(&flight) {
+                    self.keys.enter(key, sequence);
+                }
+                if self.closing.is_some() {
+                    self.fail(sequence, flight, Error::closed(OPERATION));
+                    return;
+                }
+                self.queue.push_back(Queued { sequence, flight, headers, payload });
+            }
+            Command::Close(deadline, reply) => {
+                self.intake.close();
+                self.closing = Some(Closing { deadline, reply });
+                self.timer_armed = false;
+            }
+        }
+    }
+
+    fn poll_acks(&mut self, cx: &mut Context<'_>) -> bool {
+        for done in 0..BATCH {
+            match self.acks.poll_next_unpin(cx) {
+                Poll::Ready(Some(message)) => {
+                    let number = message.subject.as_str().rsplit('.').next();
+                    // What is not in the window had its time-out before.
+                    if let Some(sequence) = number.and_then(|text| text.parse().ok())
+                        && let Some(flight) = self.window.take(sequence)
+                    {
+                        self.acknowledged(sequence, flight, Ack::read(&message));
+                    }
+                }
+                Poll::Ready(None) | Poll::Pending => return done > 0,
+            }
+        }
+        true
+    }
+
+    fn acknowledged(&mut self, sequence: u64, flight: Flight, ack: Ack) {
+        match ack {
+            Ack::Stored { sequence: offset, duplicate } => {
+                let topic = flight.route.topic.clone();
+                let receipt = Receipt::new(topic, flight.partition, offset).with_duplicate(duplicate);
+                self.finish(sequence, flight, Ok(receipt));
+            }
+            Ack::Refused { code, status, description } => {
+                let error = error::refused(code, status, &description, OPERATION);
+                self.fail(sequence, flight, error);
+            }
+            Ack::NobodyListens => {
+                let id = flight.route.id;
+                let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
+                state.known = None;
+                state.autopsy.push((sequence, flight));
+                self.look(id);
+            }
+            Ack::Unreadable(why) => {
+                let error =
+                    Error::new(ErrorKind::Unexpected, format!("the acknowledgement cannot be read: {why}"))
+                        .with_operation(OPERATION);
+                self.fail(sequence, flight, error);
+            }
+        }
+    }
+
+    fn look(&mut self, id: usize) {
+        let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
+        if std::mem::replace(&mut state.looking, true) {
+            return;
+        }
+        let connection = self.connection.clone();
+        let topic = state.route.topic.clone();
+        let may_create = state.autopsy.is_empty();
+        self.lookups.push(Box::pin(async move {
+            let found = if may_create {
+                stream::find_or_create(&connection, &topic, OPERATION).await
+            } else {
+                stream::find(&connection, &topic, OPERATION).await
+            };
+            (id, found)
+        }));
+    }
+
+    fn poll_lookups(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(Some((id, found))) = self.lookups.poll_next_unpin(cx) else { return false };
+        let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return true };
+        state.looking = false;
+        let autopsy = std::mem::take(&mut state.autopsy);
+        if !autopsy.is_empty() {
+            // Without the policy's help: the dead do not create topics.
+            for (sequence, flight) in autopsy {
+                let error = match &found {
+                    Ok(_) => Error::new(
+                        ErrorKind::Unavailable,
+                        "no stream took the message; it has no leader now; nothing was stored",
+                    )
+                    .with_operation(OPERATION),
+                    Err(error) => error.clone(),
+                };
+                self.fail(sequence, flight, error);
+            }
+            let waits =
+                self.routes.get(id).and_then(Option::as_ref).is_some_and(|state| !state.waiting.is_empty());
+            if waits {
+                self.look(id);
+            }
+            return true;
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        match found.and_then(|found| Known::read(&found).map(|known| (found, known))) {
+            Ok((found, known)) => {
+                let limit = found.max_message_bytes.unwrap_or(usize::MAX);
+                state.route.max_message_bytes.store(limit, Ordering::Relaxed);
+                state.known = Some(known);
+                for queued in waiting.into_iter().rev() {
+                    self.queue.push_front(queued);
+                }
+            }
+            Err(error) => {
+                for queued in waiting {
+                    self.fail(queued.sequence, queued.flight, error.clone());
+                }
+            }
+        }
+        true
+    }
+
+    /// Hands on what can be handed on, in order.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.queue.is_empty() || !self.connection.is_up() {
+            return false;
+        }
+        for done in 0..BATCH {
+            let Some(head) = self.queue.front() else { return done > 0 };
+            let route = head.flight.route.clone();
+            if self.routes.len() <= route.id {
+                self.routes.resize_with(route.id + 1, || None);
+            }
+            let state = self.routes[route.id].get_or_insert_with(|| RouteState {
+                route: route.clone(),
+                known: None,
+                looking: false,
+                waiting: VecDeque::new(),
+                autopsy: Vec::new(),
+            });
+            let Some(known) = &mut state.known else {
+                state.waiting.extend(self.queue.pop_front());
+                self.look(route.id);
+                continue;
+            };
+            match Pin::new(&mut self.sink).poll_ready(cx) {
+                Poll::Pending => return done > 0,
+                Poll::Ready(Err(why)) => {
+                    let gone = error::unavailable(OPERATION, "the connection has ended").with_source(why);
+                    self.fail_all(&gone);
+                    return true;
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+            let Some(Queued { sequence, mut flight, headers, payload }) = self.queue.pop_front() else {
+                return done > 0;
+            };
+            flight.partition = known.partition(flight.hash);
+            let message = OutboundMessage {
+                subject: known.subjects[flight.partition as usize].clone(),
+                reply: Some(Subject::from(format!("{}.{sequence}", self.inbox))),
+                payload,
+                headers: Some(headers),
+            };
+            match Pin::new(&mut self.sink).start_send(message) {
+                Ok(()) => self.window.push(sequence, flight),
+                Err(why) => {
+                    let error = match why.kind() {
+                        PublishErrorKind::MaxPayloadExceeded => {
+                            Error::new(ErrorKind::TooLarge, "the message is larger than the server allows")
+                        }
+                        _ => {
+                            Error::new(ErrorKind::Unavailable, "the connection has ended; nothing was stored")
+                        }
+                    };
+                    self.fail(sequence, flight, error.with_operation(OPERATION).with_source(why));
+                }
+            }
+        }
+        true
+    }
+
+    /// Fails what has waited too long, and sees to being woken for the next.
+    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            if !self.timer_armed {
+                let Some(next) = self.next_deadline() else { return false };
+                self.timer.as_mut().reset(next);
+                self.timer_armed = true;
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            self.timer_armed = false;
+            self.expire(Instant::now());
+        }
+    }
+
+    /// Every message has the same time, so the oldest of each place is the first to expire.
+    fn next_deadline(&self) -> Option<Instant> {
+        let waiting = self.routes.iter().flatten().filter_map(|state| state.waiting.front());
+        let queued = self.queue.front().into_iter().chain(waiting).map(|queued| queued.flight.deadline);
+        let sent = self.window.front().map(|flight| flight.deadline);
+        let closing = self.closing.as_ref().map(|closing| closing.deadline);
+        queued.chain(sent).chain(closing).min()
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let timeout = self.connection.config.publish_timeout;
+        while self.window.front().is_some_and(|flight| flight.deadline <= now)
+            && let Some((sequence, flight)) = self.window.pop()
+        {
+            let error = Error::new(
+                ErrorKind::Timeout,
+                format!("no acknowledgement within {timeout:?}; the message may have been stored"),
+            )
+            .with_operation(OPERATION);
+            self.fail(sequence, flight, error);
+        }
+        let late = |queue: &mut VecDeque<Queued>| {
+            let count = queue.iter().take_while(|queued| queued.flight.deadline <= now).count();
+            queue.drain(..count).collect::<Vec<_>>()
+        };
+        let mut unsent = late(&mut self.queue);
+        for state in self.routes.iter_mut().flatten() {
+            unsent.extend(late(&mut state.waiting));
+        }
+        for queued in unsent {
+            let error =
+                error::unavailable(OPERATION, format_args!("not within {timeout:?}; nothing was stored"));
+            self.fail(queued.sequence, queued.flight, error);
+        }
+        if self.closing.as_ref().is_some_and(|closing| closing.deadline <= now) {
+            let late = Error::new(
+                ErrorKind::Timeout,
+                "closed before the acknowledgement; the message may have been stored",
+            )
+            .with_operation(OPERATION);
+            let left = self.fail_all(&late);
+            if let Some(closing) = self.closing.take() {
+                let result = match left {
+                    0 => Ok(()),
+                    left => Err(Error::new(
+                        ErrorKind::Timeout,
+                        format!("{left} messages were not acknowledged in time; each publisher was told"),
+                    )
+                    .with_operation("close")),
+                };
+                closing.reply.send(result).ok();
+            }
+            self.intake.close();
+            self.intake_ended = true;
+        }
+    }
+
+    fn fail_all(&mut self, error: &Error) -> usize {
+        let mut all: Vec<_> = std::iter::from_fn(|| self.window.pop()).collect();
+        let mut queued: Vec<_> = self.queue.drain(..).collect();
+        for state in self.routes.iter_mut().flatten() {
+            queued.extend(state.waiting.drain(..));
+            all.append(&mut state.autopsy);
+        }
+        all.extend(queued.into_iter().map(|queued| (queued.sequence, queued.flight)));
+        let count = all.len();
+        for (sequence, flight) in all {
+            self.fail(sequence, flight, error.clone());
+        }
+        count
+    }
+
+    fn fail(&mut self, sequence: u64, flight: Flight, error: Error) {
+        let error = error.with_context("topic", &flight.route.topic);
+        self.finish(sequence, flight, Err(error));
+    }
+
+    /// Tells the publisher. A failure may be published again only if no later message of its key was called.
+    fn finish(&mut self, sequence: u64, flight: Flight, result: Result<Receipt, Error>) {
+        let was_last = key(&flight).is_none_or(|key| self.keys.leave(key, sequence));
+        let result = result.map_err(|error| match error.kind() {
+            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Overloaded if was_last => {
+                error.with_retryability(Retryability::Safe)
+            }
+            _ => error.with_retryability(Retryability::Never),
+        });
+        self.freed.0 += 1;
+        self.freed.1 += flight.bytes;
+        // Who dropped the future does not want to know.
+        flight.reply.send(result).ok();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.window.len() == 0
+            && self.routes.iter().flatten().all(|state| state.waiting.is_empty() && state.autopsy.is_empty())
+    }
+
+    fn give_back(&mut self) {
+        let (messages, bytes) = std::mem::take(&mut self.freed);
+        if messages > 0 {
+            self.gate.exit(messages, bytes);
+        }
+    }
+}
+
+impl Future for Pump {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        for _ in 0..ROUNDS {
+            let mut progress = this.poll_intake(cx);
+            progress |= this.poll_acks(cx);
+            progress |= this.poll_lookups(cx);
+            progress |= this.poll_send(cx);
+            this.give_back();
+            if !progress {
+                while let Poll::Ready(connection) = this.link.as_mut().poll(cx) {
+                    this.link = link(connection);
+                    progress = true;
+                }
+                if progress {
+                    continue;
+                }
+                this.poll_deadlines(cx);
+                this.give_back();
+                if this.intake_ended && this.is_idle() {
+                    if let Some(closing) = this.closing.take() {
+                        closing.reply.send(Ok(())).ok();
+                    }
+                    return Poll::Ready(());
+                }
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Known {
+    fn read(found: &TopicStream) -> Result<Self, Error> {
+        let Some(subjects) = &found.subjects else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the stream was made by somebody else and has not one plain subject; publish with his publisher",
+            )
+            .with_operation(OPERATION)
+            .with_context("stream", &found.name));
+        };
+        let subjects = subjects.iter().map(|subject| Subject::from(subject.as_str())).collect();
+        Ok(Self { partitions: found.partitions, subjects, next: 0 })
+    }
+
+    fn partition(&mut self, hash: Option<u32>) -> u32 {
+        match hash {
+            Some(hash) => hash::partition(hash, self.partitions),
+            None => {
+                self.next = (self.next + 1) % self.partitions;
+                self.next
+            }
+        }
+    }
+}
+
+/// The key of a message among all topics: equal keys are equal, and a collision only makes an answer more careful.
+fn key(flight: &Flight) -> Option<u64> {
+    flight.hash.map(|hash| (flight.route.id as u64) << 32 | u64::from(hash))
+}
+
+fn link(mut connection: Connection) -> BoxFuture<'static, Connection> {
+    Box::pin(async move {
+        connection.changed().await;
+        connection
+    })
+}

@@ -1,0 +1,135 @@
+//! Reads a bounded range of a partition beside all groups.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use ebus_core::{Error, Message, ReadRange, Reader};
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use crate::connection::Connection;
+use crate::consumer::{ConsumerSpec, Feed};
+use crate::error;
+use crate::stream::TopicStream;
+
+/// A reader with a consumer of its own.
+pub(crate) struct NatsReader {
+    connection: Connection,
+    stream: TopicStream,
+    partition: u32,
+    /// The next offset.
+    next: u64,
+    /// The offset to stop before.
+    to: u64,
+    state: State,
+    generation: u64,
+    /// Since when nothing came although something should.
+    waiting_since: Option<Instant>,
+}
+
+enum State {
+    Closed,
+    Opening(BoxFuture<'static, Result<Feed, Error>>),
+    Open(Feed),
+    End,
+}
+
+impl NatsReader {
+    pub(crate) fn new(connection: Connection, stream: TopicStream, range: &ReadRange) -> Self {
+        // What comes after the end as it is now is not part of the range: a bounded read ends.
+        let to = range.to.0.min(stream.last + 1);
+        let state = if range.from < to { State::Closed } else { State::End };
+        Self {
+            generation: connection.generation(),
+            connection,
+            partition: range.partition,
+            next: range.from.max(stream.first),
+            to,
+            stream,
+            state,
+            waiting_since: None,
+        }
+    }
+
+    fn poll_more(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        found: &mut Vec<(u64, Message)>,
+    ) -> Poll<Result<(), Error>> {
+        let generation = self.connection.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            if !matches!(self.state, State::End) {
+                self.state = State::Closed;
+            }
+        }
+        while found.len() < most {
+            match &mut self.state {
+                State::End => break,
+                State::Closed => {
+                    let spec = ConsumerSpec {
+                        stream: self.stream.name.clone(),
+                        name: None,
+                        filter: self.stream.filter(self.partition),
+                        from: self.next,
+                    };
+                    let connection = self.connection.clone();
+                    self.state = State::Opening(Box::pin(async move { Feed::open(&connection, spec).await }));
+                }
+                State::Opening(opening) => match opening.as_mut().poll(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(feed)) if feed.pending == 0 => self.state = State::End,
+                    Poll::Ready(Ok(feed)) => self.state = State::Open(feed),
+                    Poll::Ready(Err(error)) => {
+                        self.state = State::Closed;
+                        return Poll::Ready(Err(error));
+                    }
+                },
+                State::Open(feed) => match feed.poll_next(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(fed)) => {
+                        self.waiting_since = None;
+                        self.next = fed.offset + 1;
+                        let last = fed.pending == 0 || self.next >= self.to;
+                        if fed.offset < self.to {
+                            found.push((fed.offset, fed.message));
+                        }
+                        if last {
+                            self.state = State::End;
+                        }
+                    }
+                    Poll::Ready(Err(why)) => {
+                        tracing::debug!(why, "a reader's consumer is made anew");
+                        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+                        self.state = State::Closed;
+                        if since.elapsed() > self.connection.request_timeout {
+                            self.waiting_since = None;
+                            return Poll::Ready(Err(error::unavailable("read", why)));
+                        }
+                    }
+                },
+            }
+        }
+        if found.is_empty() && !matches!(self.state, State::End) {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+}
+
+#[async_trait]
+impl Reader for NatsReader {
+    async fn next(&mut self, most: usize, out: &mut Vec<(u64, Message)>) -> Result<usize, Error> {
+        if most == 0 {
+            return Ok(0);
+        }
+        let mut found = Vec::new();
+        poll_fn(|cx| self.poll_more(cx, most, &mut found)).await?;
+        let count = found.len();
+        out.append(&mut found);
+        Ok(count)
+    }
+}

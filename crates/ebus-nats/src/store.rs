@@ -1,0 +1,213 @@
+//! The key-value bucket of the groups: reads from its leader, writes by compare-and-set (G3).
+//!
+//! A read by a replica can be stale, so every read goes to the leader of the bucket's stream. A write whose reply is
+//! lost is repeated as it is: if the first one was applied, the repetition conflicts, and reading tells.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
+use async_nats::{HeaderMap, Request};
+use bytes::Bytes;
+use ebus_core::{Error, ErrorKind};
+use tokio::time::{Instant, timeout};
+
+use crate::ack::Ack;
+use crate::connection::Connection;
+use crate::error;
+
+/// What is stored under a key.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) revision: u64,
+    /// `None` when it was deleted.
+    pub(crate) value: Option<Bytes>,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// `sent` is when the attempt that was answered was sent.
+    Accepted { revision: u64, sent: Instant },
+    /// Somebody, perhaps an earlier attempt of this very write, has written meanwhile.
+    Conflict,
+    /// Not known, or refused for another reason.
+    Failed(Error),
+}
+
+/// The bucket.
+#[derive(Clone)]
+pub(crate) struct Store {
+    connection: Connection,
+    stream: Stream<()>,
+    bucket: String,
+}
+
+/// The error code of a compare-and-set that did not meet what it expected.
+const WRONG_LAST_SEQUENCE: u64 = 10_071;
+
+impl Store {
+    /// Finds the bucket, or creates it.
+    ///
+    /// # Errors
+    /// What the server says, `Unavailable` or `Timeout`.
+    pub(crate) async fn open(connection: Connection) -> Result<Self, Error> {
+        let store = Self::bind(connection).await?;
+        let name = format!("KV_{}", store.bucket);
+        let found = store.connection.api::<Info>(format!("STREAM.INFO.{name}"), &(), "source").await?;
+        match found {
+            Ok(_) => Ok(store),
+            Err(why) if error::is_no_stream(why.error_code()) => {
+                store.create(&name).await?;
+                Ok(store)
+            }
+            Err(why) => Err(error::api(&why, "source").with_context("bucket", &store.bucket)),
+        }
+    }
+
+    /// Without looking whether the bucket exists.
+    ///
+    /// # Errors
+    /// None but for an illegal name, which the configuration refuses before.
+    pub(crate) async fn bind(connection: Connection) -> Result<Self, Error> {
+        let bucket = connection.config.bucket.clone();
+        let stream = connection.context.get_stream_no_info(format!("KV_{bucket}")).await.map_err(|why| {
+            Error::new(ErrorKind::ConfigInvalid, "illegal name of the bucket").with_source(why)
+        })?;
+        Ok(Self { connection, stream, bucket })
+    }
+
+    async fn create(&self, name: &str) -> Result<(), Error> {
+        let asked = self.connection.config.bucket_replicas;
+        let replicas = asked.unwrap_or(if self.connection.is_clustered() { 3 } else { 1 });
+        match self.create_with(name, replicas).await? {
+            // A small cluster, and nobody asked for three.
+            Err(why) if asked.is_none() && replicas > 1 && why.error_code().0 == 10_005 => {
+                tracing::warn!(
+                    bucket = self.bucket,
+                    "the cluster has fewer than three nodes for JetStream: the groups' state is kept on one of them"
+                );
+                let second = self.create_with(name, 1).await?;
+                second.or_else(|why| self.unless_somebody_did(why))
+            }
+            created => created.or_else(|why| self.unless_somebody_did(why)),
+        }
+    }
+
+    fn unless_somebody_did(&self, why: async_nats::jetstream::Error) -> Result<(), Error> {
+        if why.error_code().0 == 10_058 {
+            return Ok(());
+        }
+        Err(error::api(&why, "source").with_context("bucket", &self.bucket))
+    }
+
+    async fn create_with(
+        &self,
+        name: &str,
+        replicas: u16,
+    ) -> Result<Result<(), async_nats::jetstream::Error>, Error> {
+        // The shape of a key-value bucket, so that its tools can show it.
+        let config = Config {
+            name: name.to_owned(),
+            description: Some("ebus: ownership and positions of consumer groups".into()),
+            subjects: vec![format!("$KV.{}.>", self.bucket)],
+            max_messages_per_subject: 1,
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            num_replicas: usize::from(replicas),
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            ..Config::default()
+        };
+        let created = self.connection.api::<Info>(format!("STREAM.CREATE.{name}"), &config, "source").await?;
+        Ok(created.map(|_| ()))
+    }
+
+    fn subject(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.bucket)
+    }
+
+    /// What the leader has under a key.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`; `NotFound` when the bucket does not exist.
+    pub(crate) async fn read(&self, key: &str) -> Result<Option<Stored>, Error> {
+        const OPERATION: &str = "read the group's state";
+        self.connection.up(self.connection.request_timeout, OPERATION).await?;
+        match self.stream.get_last_raw_message_by_subject(&self.subject(key)).await {
+            Ok(message) => {
+                let deleted = message
+                    .headers
+                    .get("KV-Operation")
+                    .is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"));
+                Ok(Some(Stored { revision: message.sequence, value: (!deleted).then_some(message.payload) }))
+            }
+            Err(why) => match why.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(api) if api.error_code().0 == 10_037 => Ok(None),
+                LastRawMessageErrorKind::JetStream(api) => {
+                    Err(error::api(&api, OPERATION).with_context("bucket", &self.bucket))
+                }
+                _ => Err(error::timeout(OPERATION).with_source(why)),
+            },
+        }
+    }
+
+    /// Writes if the key still has this revision (0: if it has none). An attempt takes `attempt` at most, all together
+    /// `within`. Nothing is sent while the connection is down.
+    pub(crate) async fn write(
+        &self,
+        key: &str,
+        value: Bytes,
+        revision: u64,
+        attempt: Duration,
+        within: Duration,
+    ) -> Written {
+        const OPERATION: &str = "write the group's state";
+        let deadline = Instant::now() + within;
+        let mut failed = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Written::Failed(failed.unwrap_or_else(|| error::timeout(OPERATION)));
+            }
+            if let Err(error) = self.connection.up(left, OPERATION).await {
+                return Written::Failed(failed.unwrap_or(error));
+            }
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string());
+            let sent = Instant::now();
+            let attempt = attempt.min(left);
+            let request = Request::new().headers(headers).payload(value.clone()).timeout(Some(attempt));
+            // The outer time-out also covers a client whose queue is full.
+            let answer =
+                timeout(attempt, self.connection.client.send_request(self.subject(key), request)).await;
+            let error = match answer {
+                Ok(Ok(message)) => match Ack::read(&message) {
+                    Ack::Stored { sequence, .. } => return Written::Accepted { revision: sequence, sent },
+                    Ack::Refused { code: WRONG_LAST_SEQUENCE, .. } => return Written::Conflict,
+                    Ack::Refused { code, status, description } => {
+                        error::refused(code, status, &description, OPERATION)
+                    }
+                    Ack::NobodyListens => error::unavailable(OPERATION, "the bucket has no leader now"),
+                    Ack::Unreadable(why) => Error::new(ErrorKind::Unexpected, why).with_operation(OPERATION),
+                },
+                Ok(Err(why)) => error::unavailable(OPERATION, "no answer").with_source(why),
+                Err(_) => error::timeout(OPERATION),
+            };
+            if !matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable) {
+                return Written::Failed(error);
+            }
+            failed = Some(error);
+            // A refusal may come at once: leave the server time to elect a leader.
+            let pause = attempt.saturating_sub(sent.elapsed()).min(RETRY_PAUSE);
+            tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
+        }
+    }
+}
+
+/// Between a write that failed at once and its repetition.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,63 @@
+//! A TCP proxy whose connections can be cut: trouble for the clients behind it and for nobody else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// Forwards to one server until it is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    state: Arc<watch::Sender<State>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct State {
+    /// Connections of an earlier number are cut.
+    generation: u64,
+    /// New ones are let through.
+    open: bool,
+}
+
+impl Proxy {
+    /// Listens on a port of its own, within the runtime of the caller.
+    pub(crate) async fn start(upstream: String) -> std::io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (state, watched) = watch::channel(State { generation: 0, open: true });
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (upstream, mut watched) = (upstream.clone(), watched.clone());
+                tokio::spawn(async move {
+                    let now = *watched.borrow();
+                    if !now.open {
+                        return;
+                    }
+                    let Ok(mut server) = TcpStream::connect(&upstream).await else { return };
+                    // Without it small messages wait for each other.
+                    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        _ = watched.wait_for(|state| state.generation != now.generation) => {}
+                    }
+                });
+            }
+        });
+        Ok(Self { address, state: Arc::new(state) })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    /// Cuts all connections, and refuses new ones for a while.
+    pub(crate) async fn cut(&self, refuse: Duration) {
+        self.state.send_modify(|state| *state = State { generation: state.generation + 1, open: false });
+        tokio::time::sleep(refuse).await;
+        self.state.send_modify(|state| state.open = true);
+    }
+}
