@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use crate::jobs::LeftInShard;
 
-/// The part of a deadline that is kept for dropping futures and telling the source, and the most that is kept.
+/// The part of a hand-over's time that is kept for dropping futures and telling the source before it takes the partition away,
+/// and the most that is kept.
 const MARGIN: (u32, Duration) = (4, Duration::from_millis(250));
 
 /// What follows when all shards have confirmed.
@@ -40,11 +41,11 @@ pub(crate) struct Endings {
 }
 
 impl Endings {
-    /// An end begins; its runs are cancelled shortly before `deadline`.
+    /// An end begins; its runs are cancelled at `deadline`, those of a hand-over shortly before.
     pub(crate) fn begin(&mut self, owned: Owned, shards: usize, then: Then, deadline: Instant) {
-        let now = Instant::now();
-        let left = deadline.saturating_duration_since(now);
-        let cancel_at = deadline - (left / MARGIN.0).min(MARGIN.1);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let margin = (left / MARGIN.0).min(MARGIN.1);
+        let cancel_at = if then == Then::Release { deadline - margin } else { deadline };
         let ending =
             Ending { then, waiting: shards, cancel_at: Some(cancel_at), left: LeftInShard::default() };
         self.open.insert(owned, ending);

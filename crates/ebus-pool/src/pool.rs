@@ -141,7 +141,8 @@ impl Pool {
         })
     }
 
-    /// Starts nothing more, lets what runs end within `within`, cancels the rest, commits, and leaves the group.
+    /// Starts nothing more, lets what runs end within `within`, cancels the rest, commits, and leaves the group. The last
+    /// commit may take a second more.
     ///
     /// Asked again, also from other tasks, it gives the same report.
     ///

@@ -159,7 +159,7 @@ async fn p9_drain_is_over_by_its_deadline_and_cancels_what_still_runs() {
     until("it runs", || log.starts() == [0]).await;
     let begun = tokio::time::Instant::now();
     let report = pool.drain(3 * S).await;
-    assert!(begun.elapsed() <= 3 * S, "{:?}", begun.elapsed());
+    assert!((3 * S..3 * S + 100 * MS).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     assert_eq!((log.cancelled(), report.left[0].cancelled), (1, 1));
 }
 
