@@ -118,6 +118,19 @@ async fn who_waits_first_goes_first_and_nobody_wakes_in_vain() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_comes_later_does_not_overtake_who_waits() {
+    let layer = per_second(10, 1);
+    let (mut first, mut waiting, mut late) =
+        (layer.layer(Probe::default()), layer.layer(Probe::default()), layer.layer(Probe::default()));
+    assert!(ready_now(&mut first));
+    assert!(!ready_now(&mut waiting));
+    // The next one is free, and who waits for it was not polled yet.
+    tokio::time::advance(Duration::from_millis(150)).await;
+    assert!(!ready_now(&mut late), "overtook");
+    assert!(ready_now(&mut waiting));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_stopped_waiting_does_not_stop_the_others() {
     let layer = per_second(10, 1);
     let mut first = layer.layer(Probe::default());

@@ -138,7 +138,10 @@ impl<S: Service<Publish>> Lanes<S> {
         if let Some(lane) = map.get_mut(key) {
             lane.open -= 1;
             if lane.open == 0 {
-                map.remove(key);
+                let ended = map.remove(key);
+                // What it may still hold is dropped outside of the lock: services may do anything in their drop.
+                drop(map);
+                drop(ended);
             }
         }
     }
@@ -235,7 +238,7 @@ impl<S: Service<Publish>> Recovering<S> {
 impl<S: Service<Publish>> Drop for Recovering<S> {
     fn drop(&mut self) {
         if let Some((key, _)) = self.lane.take() {
-            // Dropped outside of the lock: services may do anything in their drop.
+            // In a statement of its own, so that it is dropped outside of the lock.
             let _undone = self.lanes.lock(&key).get_mut(&key).and_then(|lane| lane.recovery.take());
             self.lanes.leave(&key);
         }
