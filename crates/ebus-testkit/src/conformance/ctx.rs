@@ -105,9 +105,15 @@ impl Ctx {
     pub(super) async fn connect(&self, label: &str) -> Checked<(Arc<dyn Backend>, Arc<dyn Backend>, String)> {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
         let name = format!("{label}.{number}");
-        let below = self.harness.connect().await?;
-        let recorded: Arc<dyn Backend> = Arc::new(Recorded::new(below.clone(), self.history.clone(), &name));
+        let (recorded, below) = self.connect_as(&name).await?;
         Ok((recorded, below, name))
+    }
+
+    /// A new connection that is recorded under this name.
+    pub(super) async fn connect_as(&self, name: &str) -> Checked<(Arc<dyn Backend>, Arc<dyn Backend>)> {
+        let below = self.harness.connect().await?;
+        let recorded = Recorded::new(below.clone(), self.history.clone(), name);
+        Ok((Arc::new(recorded), below))
     }
 
     /// A connection of its own for publishing, closed after the case.

@@ -25,6 +25,7 @@ pub(super) struct MemberBuilder<'c> {
     options: SourceOptions,
     pool: PoolConfig,
     dead_letter: Option<Topic>,
+    again: Option<String>,
 }
 
 impl<'c> MemberBuilder<'c> {
@@ -38,6 +39,7 @@ impl<'c> MemberBuilder<'c> {
             options: SourceOptions::new(group.clone(), topics),
             pool: PoolConfig::new(group.clone()).with_retry(RetryPolicy::fixed(RETRY)),
             dead_letter: None,
+            again: None,
         }
     }
 
@@ -67,9 +69,21 @@ impl<'c> MemberBuilder<'c> {
         self
     }
 
+    /// The same process as a member before: the oracle does not excuse that it forgot what it knew.
+    pub(super) fn again(mut self, name: &str) -> Self {
+        self.again = Some(name.to_owned());
+        self
+    }
+
     /// Joins the group.
     pub(super) async fn start(self) -> Checked<Member> {
-        let (backend, below, name) = self.ctx.connect(&self.label).await?;
+        let (backend, below, name) = match self.again {
+            Some(name) => {
+                let (backend, below) = self.ctx.connect_as(&name).await?;
+                (backend, below, name)
+            }
+            None => self.ctx.connect(&self.label).await?,
+        };
         let source = join(self.ctx, &*backend, &self.options).await?;
         let mut pool = self.pool;
         if let Some(topic) = self.dead_letter {
@@ -198,6 +212,11 @@ impl Member {
         drop(pool);
         self.life.leave(within).await;
         report
+    }
+
+    /// Is forgotten by the user: its pool is dropped without a drain, in a process that lives on. Its connection is left.
+    pub(super) fn forget(self) -> Option<Arc<dyn Backend>> {
+        self.life.alive.lock().take().map(|alive| alive.backend)
     }
 
     /// Dies.

@@ -59,6 +59,11 @@ fn not_excused(
     if former.ownership() == run.ownership() {
         return Some("under the same ownership");
     }
+    // A member that does not know yet that it lost its partition runs what the next owner may have finished.
+    let stale = facts.lost_at(run.ownership()).map(|lost| lost.saturating_add(nanos(rules.cancel_within)));
+    if run.epoch < former.epoch && stale.is_some_and(|latest| facts.event(run.start).at_ns <= latest) {
+        return None;
+    }
     let Some(crash) = facts.crashed_at(former.ownership()) else {
         return Some("and its owner had not crashed");
     };

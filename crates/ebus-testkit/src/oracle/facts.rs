@@ -190,6 +190,12 @@ impl<'a> Facts<'a> {
         self.ownerships.get(&ownership)?.ended
     }
 
+    /// When an ownership was lost without notice, if it was.
+    pub(super) fn lost_at(&self, ownership: Ownership<'_>) -> Option<u64> {
+        let event = self.event(self.end_of(ownership)?);
+        (event.kind == Kind::Lost).then_some(event.at_ns)
+    }
+
     /// Whether an ownership ended as by a crash: without notice, or without its last commit.
     pub(super) fn crashed_at(&self, ownership: Ownership<'_>) -> Option<At> {
         self.end_of(ownership).filter(|at| {

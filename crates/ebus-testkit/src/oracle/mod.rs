@@ -16,7 +16,8 @@
 //! A run ends when its future has ended or was dropped. What a crash excuses: a run that was finished may run again under
 //! another ownership if its own ended by `lost`, or by a release whose commit was refused, and no `committed` event before
 //! the second start says that it was finished. Such runs are counted as *replayed*. A run of a member that lost its
-//! partition without notice may overlap with one of the next owner until shortly after `lost`.
+//! partition without notice may overlap with one of the next owner, or repeat it, until shortly after `lost`; not when both
+//! go by one name, because a process knows what it lost.
 //!
 //! ```
 //! use ebus_testkit::{history::History, oracle::{Rules, judge}};

@@ -39,13 +39,16 @@ fn two_at_once(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     }
 }
 
-/// A member that lost its partition without notice learns of it late: until then both run.
-fn may_overlap(facts: &Facts<'_>, rules: &Rules, former: &Run<'_>, next: &Run<'_>) -> bool {
-    let Some(ended) = facts.end_of(former.ownership()).map(|at| facts.event(at)) else { return false };
-    let latest = ended.at_ns.saturating_add(nanos(rules.cancel_within));
-    former.member != next.member
-        && ended.kind == Kind::Lost
-        && former.end.is_some_and(|end| facts.event(end).at_ns <= latest)
+/// A member that lost its partition without notice learns of it late: until then both run, whoever began first.
+fn may_overlap(facts: &Facts<'_>, rules: &Rules, one: &Run<'_>, other: &Run<'_>) -> bool {
+    one.member != other.member && (is_stale(facts, rules, one) || is_stale(facts, rules, other))
+}
+
+/// Whether the partition of a run was lost, and the run has ended soon after.
+fn is_stale(facts: &Facts<'_>, rules: &Rules, run: &Run<'_>) -> bool {
+    let Some(lost) = facts.lost_at(run.ownership()) else { return false };
+    let latest = lost.saturating_add(nanos(rules.cancel_within));
+    run.end.is_some_and(|end| facts.event(end).at_ns <= latest)
 }
 
 /// Runs belong to an ownership that has begun; at its release they have ended, and after its loss they end soon.

@@ -242,6 +242,38 @@ fn p3_a_member_that_lost_its_partition_may_overlap_until_it_knows() {
 }
 
 #[test]
+fn p6_a_member_that_lost_its_partition_may_repeat_the_next_until_it_knows() {
+    let script = |late: Duration, other: &str| {
+        Script::new()
+            .stored("k", 0)
+            .assigned("m", 1)
+            .assigned(other, 2)
+            .start(other, 2, "k", 0)
+            .lost("m", 1)
+            .after(late)
+            .start("m", 1, "k", 0)
+            .end(other, 2, "k", 0, Outcome::Ack)
+            .end("m", 1, "k", 0, Outcome::Ack)
+            .released(other, 2, Outcome::Accepted)
+    };
+    passes(&script(Duration::from_millis(500), "n"));
+    finds(&script(Duration::from_millis(1_500), "n"), &Rules::new(), &[(Promise::G3, 2)]);
+    finds(&script(Duration::from_millis(500), "m"), &Rules::new(), &[(Promise::G3, 1)]);
+    let repeat = |late: Duration| {
+        Script::new()
+            .stored("k", 0)
+            .assigned("m", 1)
+            .assigned("n", 2)
+            .run("n", 2, "k", 0, Outcome::Ack)
+            .lost("m", 1)
+            .after(late)
+            .run("m", 1, "k", 0, Outcome::Ack)
+    };
+    passes(&repeat(Duration::from_millis(500)));
+    finds(&repeat(Duration::from_millis(1_500)), &Rules::new(), &[(Promise::G3, 1), (Promise::G6, 1)]);
+}
+
+#[test]
 fn p3_a_run_without_ownership_is_found() {
     let script = Script::new().stored("k", 0).run("m", 1, "k", 0, Outcome::Ack);
     finds(&script, &Rules::new(), &[(Promise::G3, 1)]);

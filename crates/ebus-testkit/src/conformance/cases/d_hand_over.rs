@@ -69,6 +69,40 @@ pub(super) async fn d03_killed_runs_again_since_the_last_commit(ctx: &Ctx) -> Ch
     ctx.until_handled(KEYS * 30 + 3).await
 }
 
+/// A run that takes a moment to be cancelled.
+struct SlowToCancel;
+
+impl Drop for SlowToCancel {
+    fn drop(&mut self) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// d03: a consumer that is dropped without a drain, in a process that lives on: what it ran is over before the next owner
+/// begins.
+pub(super) async fn d03_dropped_here_overlaps_nothing(ctx: &Ctx) -> Checked {
+    const KEYS: usize = 30;
+    let topic = ctx.topic("dropped", 2).await?;
+    let group = ctx.group("g");
+    ctx.publish(&topic, &keys("k", KEYS), 1..=3).await?;
+    let first = ctx
+        .member("m", &group, &[&topic])
+        .handler(|_| async {
+            let _slow = SlowToCancel;
+            std::future::pending::<()>().await;
+            Outcome::Ack
+        })
+        .start()
+        .await?;
+    ctx.until_some("every key runs", || async { Ok((first.state().await.in_flight == KEYS).then_some(())) })
+        .await?;
+    let name = first.name().to_owned();
+    drop(first.forget());
+    // The same process: the oracle does not excuse that it runs a key twice at once.
+    let _second = ctx.member("m", &group, &[&topic]).again(&name).start().await?;
+    ctx.until_handled(KEYS * 3).await
+}
+
 /// d13: take over, kill within one second, take over again: nothing that the first owner had finished runs again.
 pub(super) async fn d13_take_over_kill_take_over(ctx: &Ctx) -> Checked {
     const KEYS: usize = 40;

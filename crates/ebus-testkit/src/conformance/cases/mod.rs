@@ -72,6 +72,7 @@ pub(super) fn all() -> Vec<Case> {
         d_hand_over anywhere {
             d02_leaves_cleanly_with_a_slow_key
             d03_killed_runs_again_since_the_last_commit
+            d03_dropped_here_overlaps_nothing
             d13_take_over_kill_take_over
             d14_what_waits_at_a_hand_over_runs_at_the_next
         }
