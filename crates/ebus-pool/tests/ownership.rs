@@ -164,6 +164,22 @@ async fn p9_drain_is_over_by_its_deadline_and_cancels_what_still_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn d03_a_pool_that_is_dropped_gives_its_source_up_after_its_last_run() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, 1000 * S);
+    let owned = script.assign(0);
+    for i in 0..100 {
+        script.deliver(owned, Some(&format!("k{i}")));
+    }
+    until("they run", || log.starts().len() == 100).await;
+    drop(pool);
+    script.gone().await;
+    assert_eq!(log.cancelled(), 100);
+    assert_eq!(script.said(), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn i04_a_drain_whose_future_is_dropped_goes_on() {
     let (mut script, source) = script();
     let log = Log::default();

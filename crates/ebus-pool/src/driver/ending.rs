@@ -5,7 +5,7 @@ use std::time::Duration;
 use ebus_core::{Owned, PartitionId, Settlement, Slot};
 use tokio::time::Instant;
 
-use super::{Draining, Driver, send};
+use super::{BLOCKED_GRACE, Draining, Driver, send};
 use crate::endings::{Ending, Then};
 use crate::jobs::{Job, ToShard};
 use crate::state::Left;
@@ -150,5 +150,22 @@ impl Driver {
     pub(super) fn finished(&self) -> u64 {
         let counters = self.shared.counters.snapshot();
         counters.handled + counters.dead_letters + counters.dropped
+    }
+
+    /// Cancels everything, and waits until no run is left: the source may be dropped only then, because what it owned may run
+    /// elsewhere the moment after (G3).
+    pub(super) async fn cancel_all(&mut self) {
+        let all: Vec<Owned> = self.partitions.iter().flatten().map(|partition| partition.owned).collect();
+        self.lost(&all);
+        let deadline = Instant::now() + BLOCKED_GRACE;
+        while !self.endings.is_empty() {
+            match tokio::time::timeout_at(deadline, self.from_shards.recv()).await {
+                Ok(Some(message)) => self.shard_said(message),
+                Ok(None) | Err(_) => {
+                    tracing::error!("handlers block their threads and could not be cancelled in time");
+                    return;
+                }
+            }
+        }
     }
 }

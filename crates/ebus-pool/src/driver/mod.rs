@@ -143,7 +143,7 @@ impl Driver {
                     None => {
                         let (held, group) = (self.budget.held().messages, &self.shared.config.group);
                         tracing::warn!(%group, held, "consumer dropped without drain; its runs are cancelled");
-                        return;
+                        return self.cancel_all().await;
                     }
                 },
                 message = self.from_shards.recv() => match message {
@@ -350,8 +350,7 @@ impl Driver {
     async fn finish(mut self, ended: Option<Error>) {
         let by_itself = ended.is_some();
         if by_itself {
-            let all: Vec<Owned> = self.partitions.iter().flatten().map(|partition| partition.owned).collect();
-            self.lost(&all);
+            self.cancel_all().await;
         }
         let blocked: Vec<(Owned, Ending)> = self.endings.drain().collect();
         if !by_itself && !blocked.is_empty() {

@@ -109,6 +109,11 @@ impl Script {
         self.send(SourceEvent::Lost { owned: vec![owned] });
     }
 
+    /// Waits until the source is dropped.
+    pub async fn gone(&self) {
+        self.events.closed().await;
+    }
+
     pub fn said(&self) -> Vec<Said> {
         self.said.lock().expect("no test panicked with it").clone()
     }
