@@ -60,6 +60,9 @@ fn uneven(
             }
             // The highest of the partitions that another one could have, so that equal states give equal plans.
             for (partition, _) in owners.iter().rev().filter(|entry| *entry.1 == Some(at)) {
+                if came.len() + 1 == readers.len() {
+                    break;
+                }
                 for (next, topics) in readers {
                     if *next != from && !came.contains_key(next) && topics.contains(&partition.topic) {
                         came.insert(*next, (partition.clone(), at));

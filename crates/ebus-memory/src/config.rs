@@ -7,8 +7,8 @@ use url::Url;
 
 use crate::error::invalid;
 
-/// The most partitions of a topic: each costs memory.
-pub(crate) const MAX_PARTITIONS: u32 = 65_536;
+/// The most partitions of a topic: each costs memory, and each change of a group looks at all.
+pub(crate) const MAX_PARTITIONS: u32 = 4_096;
 
 /// What happens when a publish or a group names a topic that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

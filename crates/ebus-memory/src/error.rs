@@ -36,12 +36,9 @@ pub(crate) fn unavailable(topic: &Topic) -> Error {
 
 /// A message that waited for room in a full log when its connection was closed or its topic removed.
 pub(crate) fn not_stored(topic: &Topic, why: &str) -> Error {
-    Error::new(
-        ErrorKind::Closed,
-        format!("the message was not stored: {why}; publish it on a new connection"),
-    )
-    .with_operation("publish")
-    .with_context("topic", topic)
+    Error::new(ErrorKind::Closed, format!("the message was not stored: {why}; publish it again"))
+        .with_operation("publish")
+        .with_context("topic", topic)
 }
 
 pub(crate) fn not_ready() -> Error {

@@ -168,23 +168,22 @@ impl GroupState {
     pub(crate) fn commit(
         &self,
         member: MemberId,
-        partition: &PartitionId,
+        log: &Log,
         epoch: Epoch,
         position: &Position,
     ) -> Result<(), Error> {
-        let (log, watermark) = {
+        let kept = Kept::new(log, position, epoch);
+        {
             let mut inner = self.inner.lock();
             let fails = inner.commits_fail;
-            let held = inner
-                .owned_by(member, partition, epoch)
-                .ok_or_else(|| error::fenced("commit", &self.name, partition))?;
+            let held = inner.owned_by(member, &log.id, epoch);
+            let held = held.ok_or_else(|| error::fenced("commit", &self.name, &log.id))?;
             if fails {
-                return Err(error::commit_unavailable(&self.name, partition));
+                return Err(error::commit_unavailable(&self.name, &log.id));
             }
-            held.kept = Kept::new(&held.log, position, epoch);
-            (held.log.clone(), held.kept.watermark)
-        };
-        log.committed(&self.name, watermark);
+            held.kept = kept;
+        }
+        log.committed(&self.name, position.watermark.0);
         Ok(())
     }
 
@@ -396,3 +395,7 @@ impl Held {
         joined.member.post(Mail::Assigned { log: self.log.clone(), epoch, position, trouble });
     }
 }
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ebus_core::{Group, LogMark, Message, PartitionId, PartitionInfo, Receipt, StartPosition};
+use ebus_core::{Group, LogMark, Message, PartitionId, PartitionInfo, Receipt, StartPosition, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -156,23 +156,46 @@ impl Log {
         }
     }
 
-    /// Finds where a group begins, and holds the log from there on, in one step: nothing is trimmed in between.
+    /// Finds where a group begins, and holds the log from there on: nothing is trimmed in between.
     pub(crate) fn register(&self, group: &Group, start: StartPosition) -> u64 {
         let mut state = self.state.lock();
         let at = match start {
             StartPosition::Latest => state.next_offset,
-            StartPosition::Time(time) => state.first_since(time).unwrap_or(state.next_offset),
+            // The earliest, and for a time from there on, once the log is held and without its lock.
             _ => state.trimmed_to,
         };
         state.groups.insert(group.clone(), at);
+        drop(state);
+        let StartPosition::Time(time) = start else { return at };
+        let at = self.first_since(at, time);
+        self.committed(group, at);
         at
     }
 
-    /// What a group has committed, or goes on from: it may make room.
+    /// The offset of the first message at `from` or above that was made at `time` or later; the end when there is none.
+    fn first_since(&self, from: u64, time: Timestamp) -> u64 {
+        let mut cursor = Cursor::at(from);
+        loop {
+            match cursor.peek(self) {
+                Peek::Message(stored) if stored.message.timestamp >= time => return stored.offset,
+                Peek::Message(stored) => {
+                    let offset = stored.offset;
+                    cursor.advance(offset);
+                }
+                Peek::Gone(..) => {}
+                // Not the end of the log by now: a message that came since may be one.
+                Peek::End => return cursor.next(),
+            }
+        }
+    }
+
+    /// What a registered group has committed, or goes on from: it may make room.
     pub(crate) fn committed(&self, group: &Group, watermark: u64) {
         let has_waiting = {
             let mut state = self.state.lock();
-            state.groups.insert(group.clone(), watermark);
+            if let Some(at) = state.groups.get_mut(group) {
+                *at = watermark;
+            }
             !state.waiting.is_empty()
         };
         if has_waiting {
@@ -321,21 +344,6 @@ impl State {
         let segment = self.segments.get(at)?;
         let index = segment.index_of(offset);
         segment.at(index).is_some().then(|| (segment.clone(), index))
-    }
-
-    fn first_since(&self, time: ebus_core::Timestamp) -> Option<u64> {
-        let mut found = self.find(self.trimmed_to);
-        while let Some((segment, from)) = found {
-            let mut index = from;
-            while let Some(stored) = segment.at(index) {
-                if stored.message.timestamp >= time {
-                    return Some(stored.offset);
-                }
-                index += 1;
-            }
-            found = self.find(segment.last_offset()? + 1);
-        }
-        None
     }
 }
 

@@ -248,7 +248,7 @@ impl MemorySource {
     fn commit(&mut self, owned: Owned) -> Result<(), Error> {
         let Some(reading) = self.readings.get(owned) else { return Ok(()) };
         let Some(position) = self.ownership.begin_commit(owned) else { return Ok(()) };
-        let result = self.group.commit(self.member.id, &reading.log.id, reading.epoch, &position);
+        let result = self.group.commit(self.member.id, &reading.log, reading.epoch, &position);
         self.ownership.commit_done(owned, result.is_ok());
         result
     }

@@ -254,7 +254,7 @@ async fn a_send_wakes_a_member_that_waits() {
     one.recv(1).await;
     for n in 0..200 {
         let key = n.to_string();
-        let (_, count) = tokio::join!(publish(&backend, &key, n..n + 1), one.recv(8));
+        let (count, _) = tokio::join!(one.recv(8), publish(&backend, &key, n..n + 1));
         assert_eq!(count, 1);
     }
 }

@@ -84,7 +84,8 @@ async fn a_publisher_that_waits_for_a_place_is_told_of_the_close() {
 async fn i03_publish_racing_with_close_stores_exactly_what_was_acknowledged() {
     for _ in 0..100 {
         let backend = broker_with(2, config().with_retention(50, 1 << 20)).await;
-        let mut one = Member::join(&backend).await;
+        let often = options().with_commit_interval(Duration::from_millis(1));
+        let mut one = Member::join_with(&backend, often).await;
         let tasks: Vec<_> = (0..3)
             .map(|who: u64| {
                 let mut publisher = backend.publisher();

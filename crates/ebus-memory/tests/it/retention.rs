@@ -110,6 +110,24 @@ async fn p5_bytes_are_bounded_too_and_one_message_always_fits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p7_a_small_message_does_not_overtake_a_large_one_that_waits() {
+    let backend = broker_with(1, config().with_retention(1_000, 100)).await;
+    let mut publisher = backend.publisher();
+    let sized = |bytes: usize| Publish::new(topic(), Message::new(vec![0; bytes]).with_key("k"));
+    publisher.publish(sized(60)).await.unwrap();
+    let large = publisher.enqueue(sized(60)).await.unwrap();
+    let mut small = publisher.enqueue(sized(8)).await.unwrap();
+    assert!(timeout(SHORT, &mut small).await.is_err(), "there is room for it, but it is not its turn");
+    let mut one = Member::join(&backend).await;
+    one.drain().await;
+    let mut settled =
+        one.tokens.drain(..).map(|(token, _)| (token, ebus_core::Settlement::Finished)).collect();
+    one.source.settle(&mut settled);
+    one.drain_for(Duration::from_secs(1)).await;
+    assert_eq!((large.await.unwrap().offset, small.await.unwrap().offset), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn p5_bytes_that_wait_close_the_gate() {
     let config = config().with_retention(1, 1 << 20).with_max_in_flight(100, 20);
     let backend = broker_with(1, config).await;
