@@ -45,6 +45,13 @@ async fn kafka(_url: &str) -> Result<Arc<dyn Backend>, Error> {
     Err(lacks("kafka"))
 }
 
+#[cfg(feature = "nats")]
+async fn nats(url: &str) -> Result<Arc<dyn Backend>, Error> {
+    use ebus_nats::{NatsBackend, NatsConfig};
+    Ok(Arc::new(NatsBackend::connect(NatsConfig::from_url(url)?).await?))
+}
+
+#[cfg(not(feature = "nats"))]
 async fn nats(_url: &str) -> Result<Arc<dyn Backend>, Error> {
     Err(lacks("nats"))
 }
@@ -104,6 +111,7 @@ mod tests {
         assert!(error.to_string().contains("--features kafka"), "{error}");
     }
 
+    #[cfg(not(feature = "nats"))]
     #[tokio::test]
     async fn i06_a_backend_that_the_build_lacks_names_its_feature_too() {
         let error = refused("nats://localhost:4222").await;

@@ -86,8 +86,11 @@ bus.close(Duration::from_secs(5)).await?;
 //!
 //! | Feature | Adds |
 //! |---|---|
+//! | `nats` | the backend for `nats://` and `tls://` |
 //! | `envelope` | events around a payload, typed handlers, the wire format `headers` |
 //! | `envelope-json` | the wire format `json` |
+//! | `rate-limit`, `retry`, `metrics` | a Tower layer each, in `layers` |
+//! | `tower-errors` | `layers::from_tower`: finds errors again that tower's own layers boxed |
 //! | `full` | all of these |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -114,7 +117,11 @@ pub use ebus_core::{
 #[cfg(feature = "envelope")]
 pub use ebus_envelope as envelope;
 pub use ebus_envelope::{Handled, HandlerError, Raw, raw};
+#[cfg(any(feature = "metrics", feature = "rate-limit", feature = "retry", feature = "tower-errors"))]
+pub use ebus_layers as layers;
 pub use ebus_memory as memory;
+#[cfg(feature = "nats")]
+pub use ebus_nats as nats;
 pub use ebus_pool::{
     Counters, DrainReport, Left, PartitionState, PoolState, RetryPolicy, Stuck, dead_letter,
 };
