@@ -373,6 +373,8 @@ impl Driver {
         if let (true, Err(error)) = (by_itself, &report.committed) {
             tracing::error!(group = %self.shared.config.group, error = %error.chain(), "consumer has ended by itself");
         }
+        // First, so that whoever has the report finds the pool closed.
+        self.control.close();
         self.report.send_replace(Some(report));
     }
 }
