@@ -1,9 +1,10 @@
 //! What is on its way, per topic and key: whether a message that failed is still the last one sent, and what waits for it.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, RandomState as StdRandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ahash::RandomState;
 use ebus_core::{Error, Key, Publish, Receipt, Topic};
 use tokio::sync::{Notify, oneshot};
 use tower_service::Service;
@@ -33,8 +34,10 @@ pub(super) struct Lanes<S: Service<Publish>> {
     /// Never made ready: what clones for further attempts are made of.
     prototype: Mutex<S>,
     hasher: RandomState,
-    locks: [Mutex<HashMap<LaneKey, Lane<S>>>; LOCKS],
+    locks: [Mutex<Map<S>>; LOCKS],
 }
+
+type Map<S> = HashMap<LaneKey, Lane<S>, RandomState>;
 
 /// Exists while something of its key is on its way.
 struct Lane<S: Service<Publish>> {
@@ -82,11 +85,13 @@ pub(super) struct Ticket<S: Service<Publish>> {
 
 impl<S: Service<Publish> + Clone> Lanes<S> {
     pub(super) fn new(prototype: S, config: RetryConfig) -> Self {
+        // Seeded at random: keys may be chosen by somebody who would like them to collide.
+        let hasher = RandomState::with_seed(StdRandomState::new().hash_one(0) as usize);
         Self {
             config,
             prototype: Mutex::new(prototype),
-            hasher: RandomState::new(),
-            locks: std::array::from_fn(|_| Mutex::default()),
+            locks: std::array::from_fn(|_| Mutex::new(Map::with_hasher(hasher.clone()))),
+            hasher,
         }
     }
 
@@ -129,7 +134,7 @@ impl<S: Service<Publish>> Lanes<S> {
         self.locks.iter().map(|map| locked(map).len()).sum()
     }
 
-    fn lock(&self, key: &LaneKey) -> MutexGuard<'_, HashMap<LaneKey, Lane<S>>> {
+    fn lock(&self, key: &LaneKey) -> MutexGuard<'_, Map<S>> {
         locked(&self.locks[self.hasher.hash_one(key) as usize % LOCKS])
     }
 
