@@ -27,7 +27,7 @@ fn p3_a_stale_commit_or_release_is_fenced_and_changes_nothing() {
     let log = &topic.partitions[0];
     log.skip(10);
     let (one, two) = (member(1, now), member(2, now));
-    group.join(&one, std::slice::from_ref(&orders), StartPosition::Earliest, &[topic.clone()]);
+    group.join(&one, std::slice::from_ref(&orders), StartPosition::Earliest, std::slice::from_ref(&topic));
     let first = epoch_of(&one);
     group.commit(one.id, log, first, &Position::at(NextOffset(3))).expect("its own");
     group.join(&two, &[orders], StartPosition::Earliest, &[]);

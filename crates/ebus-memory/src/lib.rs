@@ -44,6 +44,7 @@ mod committed;
 mod config;
 mod connection;
 mod convert;
+mod cursor;
 mod error;
 mod fault;
 mod gate;

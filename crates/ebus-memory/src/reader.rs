@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ebus_core::{Error, Message, Reader};
 
-use crate::log::{Cursor, Log, Peek};
+use crate::cursor::{Cursor, Peek};
+use crate::log::Log;
 
 /// Reads a range of one log; what is no more there is skipped.
 #[derive(Debug)]

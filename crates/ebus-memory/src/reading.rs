@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ebus_core::{Epoch, Error, ErrorKind, Inbound, Owned, Ownership, PartitionId, SourceEvent};
 
-use crate::log::{Cursor, Log, Peek};
+use crate::cursor::{Cursor, Peek};
+use crate::log::Log;
 use crate::member::Member;
 
 /// The most messages of one partition before the next one has its turn.
