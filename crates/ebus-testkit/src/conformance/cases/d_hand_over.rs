@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebus_core::{Delivery, Outcome};
+use ebus_core::{Delivery, LedgerLimits, Outcome};
 
 use super::super::ctx::{Ctx, keys};
 use super::super::failure::Checked;
@@ -117,9 +117,24 @@ pub(super) async fn d13_take_over_kill_take_over(ctx: &Ctx) -> Checked {
     ctx.until_handled(KEYS * 10).await?;
     let report = first.drain(ctx.patience()).await;
     assert!(report.committed.is_ok(), "{report:?}");
-    // The second owner forgets nothing of what it inherited, though it lives too briefly to read past it.
-    let second = ctx.member("second", &group, &[&topic]).handler(slow_fails).start().await?;
-    second.until_it_owns(1).await?;
+    let before = ctx.finished(&group, &topic).await?;
+    // The second owner finishes and commits one message behind one that fails, and is not allowed to read past what it
+    // inherited: its commit must not forget that.
+    let second = ctx
+        .member("second", &group, &[&topic])
+        .options(|options| {
+            let limits = LedgerLimits::default().with_max_span(3);
+            options.with_limits(limits).with_commit_interval(Duration::from_millis(20))
+        })
+        .handler(
+            |delivery| async move { if delivery.offset() == 1 { Outcome::Ack } else { fails("not yet") } },
+        )
+        .start()
+        .await?;
+    ctx.until_some("the second owner has committed", || async {
+        Ok((ctx.finished(&group, &topic).await? != before).then_some(()))
+    })
+    .await?;
     second.kill().await?;
     let _third = ctx.member("third", &group, &[&topic]).start().await?;
     ctx.until_handled(KEYS * 10 + 16).await
@@ -175,7 +190,8 @@ pub(super) async fn d14_what_waits_at_a_hand_over_runs_at_the_next(ctx: &Ctx) ->
         .await?;
         revoked.open();
         second.until_it_owns(1).await?;
-        let _ = first.drain(within).await;
+        let report = first.drain(within).await;
+        assert!(report.committed.is_ok(), "{report:?}");
         second.until_it_owns(2).await?;
     } else {
         let pool = first.pool();
@@ -183,7 +199,8 @@ pub(super) async fn d14_what_waits_at_a_hand_over_runs_at_the_next(ctx: &Ctx) ->
         // Answered behind the drain: it has begun.
         let _ = first.state().await;
         revoked.open();
-        let _ = draining.await?;
+        let report = draining.await?;
+        assert!(report.committed.is_ok(), "{report:?}");
         let _ = first.drain(within).await;
         let _ = second.start().await?;
     }

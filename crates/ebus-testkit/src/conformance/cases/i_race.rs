@@ -119,6 +119,7 @@ async fn dropped_publishes(
     backend: &std::sync::Arc<dyn ebus_core::Backend>,
 ) -> Checked {
     let mut publisher = backend.publisher();
+    let mut sent = 0;
     // More than any bound in flight that a permit which is never given back would use up.
     for version in 1..=20_000 {
         let publish = Publish::new(topic.clone(), message("k", version));
@@ -129,7 +130,11 @@ async fn dropped_publishes(
         match version / 100 % 3 {
             0 => drop(cut(publisher.publish(publish), 1).await),
             1 => drop(cut(publisher.enqueue(publish), 1).await),
-            _ => drop(publisher.enqueue(publish).await?),
+            _ => {
+                // Dropped after the call, it is sent all the same.
+                drop(publisher.enqueue(publish).await?);
+                sent += 1;
+            }
         }
     }
     let answered = tokio::time::timeout(ctx.patience(), async {
@@ -138,7 +143,10 @@ async fn dropped_publishes(
         }
         Ok::<_, Failure>(())
     });
-    answered.await.map_err(|_| Failure::new("publishing does not go on"))?
+    answered.await.map_err(|_| Failure::new("publishing does not go on"))??;
+    let there = ctx.count(topic).await?;
+    assert!(there >= sent + 100, "{} of {sent} messages are there whose futures were dropped", there - 100);
+    Ok(())
 }
 
 /// Every message comes once, however often `recv` is dropped.

@@ -11,6 +11,7 @@ mod b_many;
 mod c_failure;
 mod d_hand_over;
 mod d_ownership;
+mod d_tokens;
 mod e_restart;
 mod f_bounds;
 mod g_control;
@@ -79,6 +80,9 @@ pub(super) fn all() -> Vec<Case> {
         d_ownership several {
             d01_joins_under_load
             d04_revoked_and_handed_straight_back
+        }
+        d_tokens several {
+            d05_the_settlement_of_an_old_epoch_is_void
         }
         e_restart anywhere {
             e01_restart_resumes
