@@ -1,0 +1,83 @@
+//! `start` finds what is wrong before the group is joined, and names it (G8).
+
+use std::time::Duration;
+
+use ebus::{
+    Bus, Consumer, ConsumerBuilder, Delivery, Error, ErrorKind, Handled, RetryPolicy, Topic, TopicSpec, raw,
+};
+
+async fn ack(_: Delivery) -> Handled {
+    Ok(())
+}
+
+async fn bus(url: &str) -> Bus {
+    Bus::connect(url).await.expect("memory is always there")
+}
+
+async fn refused(builder: ConsumerBuilder) -> Error {
+    let started: Result<Consumer, Error> = builder.start().await;
+    started.expect_err("has to be refused")
+}
+
+#[tokio::test]
+async fn i06_what_is_wrong_is_named() {
+    let bus = bus("memory://").await;
+    let plain = || bus.consumer("billing").on("orders", raw(ack));
+    for (builder, says) in [
+        (bus.consumer("bil ling").on("orders", raw(ack)), "illegal group name: ' '"),
+        (bus.consumer("billing").on("or ders", raw(ack)), "illegal topic name: ' '"),
+        (plain().dead_letter("a..b"), "illegal topic name: a dot"),
+        (plain().on("orders", raw(ack)), "two handlers"),
+        (plain().dead_letter("orders"), "go round for ever"),
+        (plain().retry(RetryPolicy::exponential().max_attempts(3)), "name a dead-letter topic"),
+        (plain().dead_letter("orders.dlq").drop_rejected(), "exclude each other"),
+        (plain().max_in_flight(0), "max_in_flight is 0"),
+        (plain().budget(0, 1), "budget_messages is 0"),
+        (plain().budget(1, 0), "budget_bytes is 0"),
+        (plain().shards(0), "shards is 0"),
+        (plain().max_span(0), "max_span is 0"),
+        (plain().commit_interval(Duration::ZERO), "commit_interval is 0"),
+    ] {
+        let error = refused(builder).await;
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{error}");
+        assert!(error.to_string().contains(says), "{says:?} is not in {error}");
+    }
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_is_named_at_once() {
+    let bus = bus("memory://").await;
+    let error = refused(bus.consumer("billing").on("or ders", raw(ack)).max_in_flight(0).max_span(0)).await;
+    for says in ["or ders", "max_in_flight", "max_span"] {
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    // A group that is refused is not joined: its name is still new.
+    assert_eq!(bus.describe_topic("orders").await.expect_err("nobody made it").kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_topic_that_does_not_exist_is_refused_unless_the_policy_creates_it() {
+    let strict = bus("memory://?topics=must_exist").await;
+    let error = refused(strict.consumer("billing").on("orders", raw(ack))).await;
+    assert_eq!((error.kind(), error.to_string().contains("orders")), (ErrorKind::NotFound, true), "{error}");
+
+    strict.create_topic(&TopicSpec::new(Topic::new("orders").expect("legal"), 2)).await.expect("is new");
+    let error = refused(strict.consumer("billing").on("orders", raw(ack)).dead_letter("orders.dlq")).await;
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    for says in ["dead-letter topic", "create it first", "orders.dlq", "start"] {
+        assert!(error.to_string().contains(says), "{error}");
+    }
+
+    let consumer = strict.consumer("billing").on("orders", raw(ack)).start().await.expect("all is there");
+    let error = consumer.on("users", raw(ack)).await.expect_err("is not there");
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::NotFound, "on"), "{error}");
+    assert_eq!(consumer.on("us ers", raw(ack)).await.expect_err("illegal").kind(), ErrorKind::ConfigInvalid);
+    consumer.drain(Duration::from_secs(5)).await.committed.expect("nothing to commit");
+
+    let lenient = bus("memory://").await;
+    let started = lenient.consumer("billing").on("orders", raw(ack)).dead_letter("orders.dlq").start().await;
+    let consumer = started.expect("the policy creates both");
+    let error = consumer.on("orders.dlq", raw(ack)).await.expect_err("its own dead letters");
+    assert!(error.to_string().contains("go round for ever"), "{error}");
+    consumer.drain(Duration::from_secs(5)).await.committed.expect("nothing to commit");
+}
