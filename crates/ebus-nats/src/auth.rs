@@ -62,8 +62,12 @@ impl Credentials {
 }
 
 impl Tls {
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.required || self.first || self.root.is_some() || self.client.is_some()
+    }
+
     pub(crate) fn apply(&self, mut options: ConnectOptions) -> ConnectOptions {
-        if self.required || self.first || self.root.is_some() || self.client.is_some() {
+        if self.is_asked_for() {
             options = options.require_tls(true);
         }
         if self.first {

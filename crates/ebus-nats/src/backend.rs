@@ -119,7 +119,7 @@ impl Backend for NatsBackend {
             .with_durable(true)
             .with_deduplicates(true)
             .with_creates_topics(self.config.missing_topic != MissingTopic::Refuse)
-            .with_max_idle(join::lease(&self.connection) / 2)
+            .with_max_idle(join::lease(&self.connection) * 2 / 5)
     }
 
     fn publisher(&self) -> Publisher {

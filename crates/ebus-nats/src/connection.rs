@@ -19,6 +19,9 @@ use crate::error;
 /// How often an idle connection is probed. Two unanswered probes end it: a cut network is noticed within 6 s.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often a connection that is down is looked at without an event.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// The longest pause between two attempts to connect again.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
@@ -72,7 +75,9 @@ impl Connection {
         }
         let connecting = async_nats::connect_with_options(addresses, options);
         let client = match tokio::time::timeout(config.connect_timeout, connecting).await {
-            Ok(connected) => connected.map_err(|why| error::connect(why, &shown))?,
+            Ok(connected) => {
+                connected.map_err(|why| error::connect(why, &shown, config.tls.is_asked_for()))?
+            }
             Err(_) => {
                 return Err(Error::new(
                     ErrorKind::Unavailable,
@@ -120,9 +125,16 @@ impl Connection {
         self.client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Resolves when something happened to the connection since the last call of this clone.
+    /// Resolves when something happened to the connection since the last call of this clone, and now and then while it is
+    /// down: the client tells of an event just before its state changes, so a look right after it may come too early.
     pub(crate) async fn changed(&mut self) {
-        if self.events.changed().await.is_err() {
+        let changed = self.events.changed();
+        let ended = if self.client.connection_state() == State::Connected {
+            changed.await.is_err()
+        } else {
+            tokio::time::timeout(LOOK_AGAIN, changed).await.is_ok_and(|changed| changed.is_err())
+        };
+        if ended {
             // The client's event task has ended: nothing will happen any more.
             std::future::pending::<()>().await;
         }

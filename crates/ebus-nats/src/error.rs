@@ -70,8 +70,12 @@ pub(crate) fn is_no_stream(code: ErrorCode) -> bool {
 }
 
 /// A connection that could not be made. `servers` has no secrets in it.
-pub(crate) fn connect(error: ConnectError, servers: &str) -> Error {
+pub(crate) fn connect(error: ConnectError, servers: &str, tls: bool) -> Error {
     let (kind, message) = match error.kind() {
+        ConnectErrorKind::Io if tls && is_not_tls(&error) => (
+            ErrorKind::Denied,
+            "TLS failed; the server does not speak TLS on this port, or only another version",
+        ),
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => (
             ErrorKind::Denied,
             "the server refused the credentials; check user, token, nkey or credentials file",
@@ -92,6 +96,12 @@ pub(crate) fn connect(error: ConnectError, servers: &str) -> Error {
         _ => (ErrorKind::Unavailable, "no server can be reached; check address and network"),
     };
     Error::new(kind, message).with_operation("connect").with_context("servers", servers).with_source(error)
+}
+
+/// Whether bytes came that are not TLS, or a certificate that is not trusted: rustls reports both as invalid data.
+fn is_not_tls(error: &ConnectError) -> bool {
+    let below = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    below.is_some_and(|why| why.kind() == std::io::ErrorKind::InvalidData)
 }
 
 /// A topic that does not exist.

@@ -1,0 +1,147 @@
+//! Servers that stop, are killed or freeze, and servers that ask who we are.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use ebus_core::{Backend, ErrorKind, Message, Publish};
+use ebus_nats::{NatsBackend, NatsConfig};
+use ebus_testkit::brokers::{Home, NatsConfig as Server, launch_nats};
+
+use crate::support::drive::{
+    Driver, PATIENCE, Tested, config, connect, create, group, publish, refused, topic,
+};
+
+type Test = Box<dyn FnOnce(Home) -> Pin<Box<dyn Future<Output = Tested>>> + Send>;
+
+pub(crate) fn trials() -> Vec<(&'static str, Test)> {
+    vec![
+        ("h01_a_killed_server_loses_nothing_and_both_sides_go_on", Box::new(|home| Box::pin(killed(home)))),
+        (
+            "p3_a_frozen_server_ends_ownership_within_two_thirds_of_the_lease",
+            Box::new(|home| Box::pin(frozen(home))),
+        ),
+        ("i05_credentials_work_or_are_refused", Box::new(|home| Box::pin(credentials(home)))),
+        ("the_permissions_of_a_member_are_enough", Box::new(|home| Box::pin(permissions(home)))),
+    ]
+}
+
+async fn killed(home: Home) -> Tested {
+    let mut server = launch_nats(&home, Server::default())?;
+    let (backend, topic, group) = (connect(&server.url()).await?, topic("killed"), group("g"));
+    create(&backend, &topic, 3).await?;
+    publish(&backend, &topic, 20, 1..6).await?;
+    let mut driver = Driver::join(&backend, &group, &topic).await?;
+    driver.until("the first are read", |heard| heard.messages.len() == 100).await?;
+    driver.during(Duration::from_millis(300)).await?;
+    for round in 0..2u64 {
+        server.kill()?;
+        driver.during(Duration::from_millis(500)).await?;
+        server.start()?;
+        let versions = 6 + round * 5..11 + round * 5;
+        let deadline = Instant::now() + PATIENCE;
+        // What is refused while the server starts is published again, in order.
+        for version in versions {
+            for key in 0..20 {
+                let message = Message::new(version.to_string()).with_key(format!("k{key}"));
+                let publish = Publish::new(topic.clone(), message);
+                while let Err(error) = backend.publisher().publish(publish.clone()).await {
+                    assert!(Instant::now() < deadline, "publishing does not go on: {error:?}");
+                    driver.during(Duration::from_millis(20)).await?;
+                }
+            }
+        }
+        let expected = 200 + round as usize * 100;
+        driver.until("it goes on", |heard| heard.messages.len() >= expected).await?;
+    }
+    driver.close().await?;
+    Ok(())
+}
+
+async fn frozen(home: Home) -> Tested {
+    const LEASE: Duration = Duration::from_secs(3);
+    let mut server = launch_nats(&home, Server::default())?;
+    let backend = NatsBackend::connect(config(&server.url()).with_lease(LEASE)).await?;
+    let (topic, group) = (topic("frozen"), group("g"));
+    create(&backend, &topic, 2).await?;
+    publish(&backend, &topic, 4, 1..3).await?;
+    let mut driver = Driver::join(&backend, &group, &topic).await?;
+    driver.until("all is read", |heard| heard.messages.len() == 8).await?;
+    driver.during(Duration::from_millis(300)).await?;
+    server.freeze()?;
+    let began = Instant::now();
+    driver.until("it is lost", |heard| heard.lost == 2).await?;
+    assert!(began.elapsed() <= LEASE * 2 / 3 + Duration::from_millis(500), "{:?}", began.elapsed());
+    server.thaw()?;
+    driver.until("it is owned again", |heard| heard.epochs.len() == 4).await?;
+    publish(&backend, &topic, 4, 3..4).await?;
+    driver.until("it goes on", |heard| heard.messages.len() >= 12).await?;
+    driver.during(Duration::from_millis(200)).await?;
+    assert_eq!(driver.heard.messages.len(), 12, "all had been committed");
+    driver.heard.check_order()?;
+    driver.close().await?;
+    Ok(())
+}
+
+async fn credentials(home: Home) -> Tested {
+    let extra = r#"authorization { users: [ { user: "me", password: "s3cr3t" } ] }"#;
+    let server = match launch_nats(&home, Server::default().with_extra(extra)) {
+        Ok(server) => server,
+        // The launcher's own probe may not be let in.
+        Err(error) => return Err(format!("no server with users: {error}").into()),
+    };
+    let url = server.url();
+    let began = Instant::now();
+    for wrong in [config(&url), config(&url).with_user("me", "wr0ng"), config(&url).with_token("wr0ng")] {
+        let failed = NatsBackend::connect(wrong).await;
+        if let Err(error) = &failed {
+            assert!(!format!("{error:?} {}", error.chain()).contains("wr0ng"), "{error:?}");
+        }
+        refused(failed, ErrorKind::Denied, "credentials")?;
+    }
+    assert!(began.elapsed() < Duration::from_secs(15));
+    NatsBackend::connect(config(&url).with_user("me", "s3cr3t")).await?;
+    let with_user = url.replace("nats://", "nats://me:s3cr3t@");
+    NatsBackend::connect(NatsConfig::from_url(&with_user)?).await?;
+    refused(
+        NatsBackend::connect(config(&url).with_user("me", "s3cr3t").with_tls()).await,
+        ErrorKind::Denied,
+        "TLS",
+    )
+}
+
+/// What docs say that a member needs, and nothing else.
+async fn permissions(home: Home) -> Tested {
+    let (topic, group) = (topic("allowed"), group("g"));
+    let allowed = [
+        format!("{topic}.*"),
+        format!("$JS.API.STREAM.INFO.{topic}"),
+        format!("$JS.API.CONSUMER.CREATE.{topic}.>"),
+        format!("$JS.API.CONSUMER.DELETE.{topic}.*"),
+        format!("$JS.API.CONSUMER.INFO.{topic}.*"),
+        format!("$JS.API.CONSUMER.MSG.NEXT.{topic}.*"),
+        format!("$JS.API.STREAM.MSG.GET.{topic}"),
+        "$JS.API.STREAM.INFO.KV_ebus".to_owned(),
+        "$JS.API.STREAM.MSG.GET.KV_ebus".to_owned(),
+        "$KV.ebus.>".to_owned(),
+    ];
+    let list = allowed.iter().map(|subject| format!("{subject:?}")).collect::<Vec<_>>().join(", ");
+    let extra = format!(
+        r#"authorization {{ users: [
+            {{ user: "admin", password: "a" }},
+            {{ user: "member", password: "m", permissions: {{ publish: [{list}], subscribe: ["_INBOX.>"] }} }}
+        ] }}"#
+    );
+    let server = launch_nats(&home, Server::default().with_extra(extra))?;
+    let admin = NatsBackend::connect(config(&server.url()).with_user("admin", "a")).await?;
+    create(&admin, &topic, 2).await?;
+    // The bucket is made by whoever may: a group that joins once.
+    Driver::join(&admin, &crate::support::drive::group("admin"), &topic).await?.close().await?;
+    let member = NatsBackend::connect(config(&server.url()).with_user("member", "m")).await?;
+    publish(&member, &topic, 4, 1..4).await?;
+    let mut driver = Driver::join(&member, &group, &topic).await?;
+    driver.until("all is read", |heard| heard.messages.len() == 12).await?;
+    driver.close().await?;
+    assert_eq!(member.committed(&group, &topic).await?.len(), 2);
+    assert_eq!(member.describe_topic(&topic).await?.partitions.len(), 2);
+    Ok(())
+}
