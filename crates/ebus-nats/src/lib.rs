@@ -1,4 +1,55 @@
 //! The NATS JetStream backend of ebus.
+//!
+//! ```no_run
+//! use ebus_core::{Backend, Message, Publish, Topic, TopicSpec};
+//! use ebus_nats::{NatsBackend, NatsConfig};
+//!
+//! # async fn example() -> Result<(), ebus_core::Error> {
+//! let backend = NatsBackend::connect(NatsConfig::from_url("nats://127.0.0.1:4222")?).await?;
+//! let orders = Topic::new("orders")?;
+//! backend.create_topic(&TopicSpec::new(orders.clone(), 8)).await?;
+//! let message = Message::new("paid").with_key("order-42");
+//! let receipt = backend.publisher().publish(Publish::new(orders, message)).await?;
+//! println!("{}/{}", receipt.partition, receipt.offset);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How things are kept
+//! | in ebus | in JetStream |
+//! |---|---|
+//! | topic `a.b` | stream `a=b` with subjects `a.b.0` to `a.b.<P-1>`, `limits` retention, no limits; P and the hash (murmur2, as the Java clients of Kafka) in its metadata |
+//! | a stream that somebody else made | a topic of one partition |
+//! | offset | the stream's sequence, from 1: partitions share it, so the offsets of one partition grow with gaps |
+//! | message | see the module `convert`: plain headers natively, `Ebus-Key`, `Ebus-Time` |
+//! | group | key-value bucket `ebus`: `p.<group>.<topic>.<partition>` is the record of a partition, `g.<group>` the manifest |
+//! | reading | a pull consumer without acknowledgements, in memory, per ownership: `<group>_<partition>_<epoch>_<instance>` |
+//!
+//! # What keeps which promise
+//! - G1, no loss: a publish resolves on the stream's acknowledgement; a consumer whose sequence jumps, fails or ends, and
+//!   any reconnect, is answered by a new one that continues after the last message taken (`consumer`, `intake`).
+//! - G3, no overlap: commit, heartbeat and fence are one compare-and-set (`own`, `group`, `store`); the owner stops at two
+//!   thirds of its lease, counted from when it sent its last accepted write; others wait for all of it on their own clock
+//!   (`watch`).
+//! - G5, bounded: messages and bytes in flight (`gate`), the span of each partition (`intake`).
+//! - G6, few duplicates: what finished above the watermark is part of every commit (`record`).
+//! - G7, publish order: one task hands messages on in the order of `call` and never sends one twice (`pump`).
+//!
+//! # Limits
+//! - **One member per group** in this version: a second one is refused with `Unsupported`, naming the owner, after it has
+//!   watched for up to a lease whether he is alive. A member that was dropped without `close` is followed after its lease.
+//! - The server is nats-server 2.9 or later; a topic of several partitions needs 2.10 (metadata of streams).
+//! - The number of partitions of a topic cannot be changed.
+//! - Headers that are not UTF-8, which only publishers of other make can send, end a connection of async-nats: such a
+//!   message cannot be read, and the partition behind it stands still until it is removed from the stream.
+//! - A message is at most `max_payload` of the server (1 MiB by default) less 512 bytes for its frame.
+//!
+//! # Permissions
+//! A member needs to publish to `<topic>.*`, `$JS.API.STREAM.INFO.<stream>`, `$JS.API.STREAM.MSG.GET.<stream>`,
+//! `$JS.API.CONSUMER.CREATE.<stream>.>`, `$JS.API.CONSUMER.DELETE.<stream>.*`, `$JS.API.CONSUMER.INFO.<stream>.*`,
+//! `$JS.API.CONSUMER.MSG.NEXT.<stream>.*`, `$JS.API.STREAM.INFO.KV_<bucket>`, `$JS.API.STREAM.MSG.GET.KV_<bucket>` and
+//! `$KV.<bucket>.>`, and to subscribe to `_INBOX.>`. Who creates topics, or the bucket at the first use, needs
+//! `$JS.API.STREAM.CREATE.<stream>` too.
 
 mod ack;
 mod address;

@@ -448,7 +448,10 @@ impl NatsSource {
     pub(crate) fn lose(&mut self, at: usize, why: Error) {
         let id = self.parts[at].id.clone();
         let Some(owned) = self.end(at) else { return };
-        let why = why.with_operation("source").with_context("partition", id);
+        let mut why = why.with_operation("source");
+        if !why.context().any(|(name, _)| name == "partition") {
+            why = why.with_context("partition", id);
+        }
         tracing::warn!(group = %self.member.group, %why, "a partition was lost");
         self.events.push(SourceEvent::Lost { owned: vec![owned] });
         self.events.push(SourceEvent::Trouble(why));
