@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask --help` lists them.
 
 mod arrows;
+mod bench;
 mod broken;
 mod brokers;
 mod ci;
@@ -29,6 +30,8 @@ struct Cli {
 enum Command {
     /// All tests of all crates with all features, on servers that are installed, started and stopped here
     Test(test::Args),
+    /// ebus beside the same work done without it, on servers that are started and stopped here
+    Bench(bench::Args),
     /// A developer's long-running servers
     Brokers(brokers::Args),
     /// What is checked without running tests: format, lints, docs, arrows, each crate alone
@@ -55,6 +58,7 @@ fn run(command: Command) -> Result<bool> {
     let workspace = Workspace::load()?;
     match command {
         Command::Test(args) => test::run(&workspace, &args),
+        Command::Bench(args) => bench::run(&workspace, &args),
         Command::Brokers(args) => brokers::run(&workspace, &args),
         Command::Ci(args) => ci::run(&workspace, &args),
         Command::Arrows => Ok(arrows::run(&workspace)),

@@ -1,18 +1,22 @@
 //! Benchmarks of ebus, each beside a baseline in the same process: interleaved, several rounds, medians and ratios.
 //!
-//! Run by `cargo xtask bench`.
+//! Run by `cargo xtask bench`, which starts the servers that are needed; by itself it finds them by `EBUS_KAFKA_URL` and
+//! `EBUS_NATS_URL`.
 
-use std::future::Future;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
-use serde::Serialize;
-use tokio::runtime::Runtime;
 
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
+mod ours;
 mod pool;
+mod runner;
 mod work;
+
+use crate::runner::{Benchmark, Runner};
 
 /// Compares ebus with the same work done without it.
 #[derive(Debug, Parser)]
@@ -26,89 +30,86 @@ struct Args {
     /// Where to write the results as a JSON array.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Only print the names of what would run.
+    #[arg(long)]
+    list: bool,
 }
 
-/// One line of the table.
-#[derive(Debug, Serialize)]
-struct Figure {
-    name: &'static str,
-    ours_per_s: f64,
-    baseline_per_s: f64,
-    ratio: f64,
+/// All that this build has.
+fn all() -> Vec<Box<dyn Benchmark>> {
+    vec![
+        Box::new(pool::PoolAlone),
+        Box::new(memory::EndToEnd),
+        #[cfg(feature = "nats")]
+        Box::new(nats::Publish::default()),
+        #[cfg(feature = "nats")]
+        Box::new(nats::Consume::acknowledged()),
+        #[cfg(feature = "nats")]
+        Box::new(nats::Consume::floor()),
+    ]
 }
 
-/// Runs both sides in turn and keeps the medians.
-struct Bench {
-    args: Args,
-    runtime: Runtime,
-    figures: Vec<Figure>,
-}
-
-impl Bench {
-    fn wants(&self, name: &str) -> bool {
-        let part = name.split('-').next().unwrap_or(name);
-        self.args.only.is_empty() || self.args.only.iter().any(|only| only == name || only == part)
+/// The benchmarks that `only` names; all when it names none.
+fn chosen(only: &[String]) -> Result<Vec<Box<dyn Benchmark>>> {
+    fn group(name: &str) -> &str {
+        name.split('-').next().unwrap_or(name)
     }
-
-    fn run<O, B>(
-        &mut self,
-        name: &'static str,
-        what: &str,
-        mut ours: impl FnMut() -> O,
-        mut baseline: impl FnMut() -> B,
-    ) -> Result<()>
-    where
-        O: Future<Output = Result<f64>>,
-        B: Future<Output = Result<f64>>,
-    {
-        if !self.wants(name) {
-            return Ok(());
-        }
-        eprintln!("{name}: {what}");
-        let (mut of_ours, mut of_baseline) = (Vec::new(), Vec::new());
-        for round in 1..=self.args.rounds {
-            of_ours.push(self.runtime.block_on(ours())?);
-            of_baseline.push(self.runtime.block_on(baseline())?);
-            eprintln!(
-                "  round {round}: ours {:>12.0}/s, baseline {:>12.0}/s",
-                of_ours[of_ours.len() - 1],
-                of_baseline[of_baseline.len() - 1]
-            );
-        }
-        let (ours_per_s, baseline_per_s) = (median(of_ours), median(of_baseline));
-        self.figures.push(Figure { name, ours_per_s, baseline_per_s, ratio: ours_per_s / baseline_per_s });
-        Ok(())
+    let mut all = all();
+    let named = |name: &str, only: &String| *only == name || *only == group(name);
+    let unknown: Vec<_> =
+        only.iter().filter(|only| !all.iter().any(|one| named(one.name(), only))).cloned().collect();
+    if !unknown.is_empty() {
+        let mut known: Vec<_> = all.iter().flat_map(|one| [group(one.name()), one.name()]).collect();
+        known.dedup();
+        bail!("no benchmark is called {}; this build has {}", unknown.join(", "), known.join(", "));
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    all.retain(|one| only.is_empty() || only.iter().any(|only| named(one.name(), only)));
+    Ok(all)
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let mut bench = Bench { args, runtime, figures: Vec::new() };
-    bench.run(
-        "pool",
-        "4,000,000 messages, 10,000 keys, no-op handler; baseline: bounded queue of 1,024 per worker, 2 workers",
-        || pool::ours(4_000_000),
-        || pool::baseline(4_000_000),
-    )?;
-    bench.run(
-        "memory",
-        "2,000,000 messages end to end, 8 partitions, 10,000 keys, no-op handler; baseline: as above, nothing kept",
-        || memory::ours(2_000_000),
-        || memory::baseline(2_000_000),
-    )?;
-    println!("{:<16} {:>14} {:>14} {:>7}", "name", "ours/s", "baseline/s", "ratio");
-    for figure in &bench.figures {
-        let Figure { name, ours_per_s, baseline_per_s, ratio } = figure;
-        println!("{name:<16} {ours_per_s:>14.0} {baseline_per_s:>14.0} {ratio:>7.2}");
+    let chosen = chosen(&args.only)?;
+    if args.list {
+        chosen.iter().for_each(|one| println!("{}", one.name()));
+        return Ok(());
     }
-    if let Some(path) = &bench.args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&bench.figures)? + "\n")?;
+    let mut runner = Runner::new(args.rounds)?;
+    for mut one in chosen {
+        runner.run(one.as_mut())?;
+    }
+    runner.print();
+    if let Some(path) = &args.json {
+        runner.write_json(path)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chosen;
+
+    fn names(only: &[&str]) -> Vec<&'static str> {
+        let only: Vec<_> = only.iter().map(|only| (*only).to_owned()).collect();
+        chosen(&only).expect("known").iter().map(|one| one.name()).collect()
+    }
+
+    #[test]
+    fn all_run_when_none_is_named() {
+        assert!(names(&[]).starts_with(&["pool", "memory"]));
+    }
+
+    #[test]
+    fn a_name_chooses_one_and_what_stands_before_its_dash_chooses_all_of_a_broker() {
+        assert_eq!(names(&["memory"]), ["memory"]);
+        #[cfg(feature = "nats")]
+        assert_eq!(names(&["nats-publish", "pool"]), ["pool", "nats-publish"]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_and_the_known_ones_are_named() {
+        let Err(error) = chosen(&["memory".into(), "kafk".into()]) else { panic!("taken") };
+        let text = error.to_string();
+        assert!(text.contains("called kafk;") && text.contains("pool, memory"), "{text}");
+    }
 }

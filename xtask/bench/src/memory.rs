@@ -7,17 +7,57 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use async_trait::async_trait;
 use ebus_core::{Backend, Group, Outcome, Publish, SourceOptions, Topic, TopicSpec};
 use ebus_memory::{MemoryBackend, MemoryConfig};
 use ebus_pool::{Handlers, Pool, PoolConfig};
 use tower::Service;
 
-use crate::work::{Countdown, messages};
+use crate::runner::Benchmark;
+use crate::work::{Countdown, PARTITIONS, messages};
 
-const PARTITIONS: u32 = 8;
+const MESSAGES: usize = 3_000_000;
 
-pub(crate) async fn ours(n: usize) -> Result<f64> {
+/// Publish, consume and commit in one process.
+pub(crate) struct EndToEnd;
+
+#[async_trait]
+impl Benchmark for EndToEnd {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn messages(&self) -> usize {
+        MESSAGES
+    }
+
+    fn work(&self) -> String {
+        format!(
+            "{MESSAGES} messages from publish to handler, 10,000 keys, 230 bytes, a handler that does nothing"
+        )
+    }
+
+    fn ours_is(&self) -> String {
+        format!(
+            "MemoryBackend and Pool with their defaults, {PARTITIONS} partitions, all published and committed"
+        )
+    }
+
+    fn baseline_is(&self) -> String {
+        crate::pool::QUEUES.to_owned()
+    }
+
+    async fn ours(&mut self) -> Result<f64> {
+        ours(MESSAGES).await
+    }
+
+    async fn baseline(&mut self) -> Result<f64> {
+        crate::pool::baseline(MESSAGES).await
+    }
+}
+
+async fn ours(n: usize) -> Result<f64> {
     let backend = MemoryBackend::new(MemoryConfig::default())?;
     let topic = Topic::new("bench")?;
     backend.create_topic(&TopicSpec::new(topic.clone(), PARTITIONS)).await?;
@@ -46,10 +86,8 @@ pub(crate) async fn ours(n: usize) -> Result<f64> {
     publishing.await??;
     let report = pool.drain(Duration::from_secs(10)).await;
     report.committed?;
+    let handled = report.counters.handled;
+    ensure!(handled == n as u64, "{handled} messages were handled, not {n}");
     backend.close(Duration::from_secs(1)).await?;
     Ok(rate)
-}
-
-pub(crate) async fn baseline(n: usize) -> Result<f64> {
-    crate::pool::baseline(n).await
 }

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use ebus_core::{
     Error, Group, Inbound, Key, Lease, LedgerLimits, Message, Outcome, Owned, Ownership, PartitionId,
@@ -13,9 +13,48 @@ use ebus_core::{
 };
 use ebus_pool::{Handlers, Pool, PoolConfig};
 
-use crate::work::{KEYS, messages};
+use crate::runner::Benchmark;
+use crate::work::{KEYS, PARTITIONS, messages};
 
-const PARTITIONS: u32 = 8;
+const MESSAGES: usize = 8_000_000;
+
+/// The baseline of what has no broker.
+pub(crate) const QUEUES: &str =
+    "a bounded queue of 1,024 per worker, 2 workers, one send per message; nothing is kept";
+
+/// The pool without a broker.
+pub(crate) struct PoolAlone;
+
+#[async_trait]
+impl Benchmark for PoolAlone {
+    fn name(&self) -> &'static str {
+        "pool"
+    }
+
+    fn messages(&self) -> usize {
+        MESSAGES
+    }
+
+    fn work(&self) -> String {
+        format!("{MESSAGES} messages from memory, 10,000 keys, a handler that does nothing")
+    }
+
+    fn ours_is(&self) -> String {
+        format!("Pool with its defaults, {PARTITIONS} partitions, a ledger for each")
+    }
+
+    fn baseline_is(&self) -> String {
+        QUEUES.to_owned()
+    }
+
+    async fn ours(&mut self) -> Result<f64> {
+        ours(MESSAGES).await
+    }
+
+    async fn baseline(&mut self) -> Result<f64> {
+        baseline(MESSAGES).await
+    }
+}
 
 /// Hands out messages made beforehand, as fast as they are taken.
 struct Ready {
@@ -83,7 +122,7 @@ impl Source for Ready {
     }
 }
 
-pub(crate) async fn ours(n: usize) -> Result<f64> {
+async fn ours(n: usize) -> Result<f64> {
     let (done, all_done) = tokio::sync::oneshot::channel();
     let source = Ready {
         ownership: Ownership::new(LedgerLimits::default().with_max_span(1 << 20)),
@@ -104,7 +143,13 @@ pub(crate) async fn ours(n: usize) -> Result<f64> {
     )?;
     all_done.await?;
     let rate = n as f64 / begun.elapsed().as_secs_f64();
-    pool.drain(Duration::from_secs(1)).await.committed?;
+    let report = pool.drain(Duration::from_secs(1)).await;
+    report.committed?;
+    ensure!(
+        report.counters.handled == n as u64,
+        "{} messages were handled, not {n}",
+        report.counters.handled
+    );
     Ok(rate)
 }
 

@@ -1,6 +1,12 @@
-//! What all benchmarks share: the messages, and waiting until all were handled.
+//! What all benchmarks share: the messages, and counting those that were handled.
 
-use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
+use std::fmt::Write;
+use std::sync::OnceLock;
+use std::sync::atomic::{
+    AtomicUsize,
+    Ordering::{AcqRel, Acquire},
+};
+use std::time::Instant;
 
 use bytes::Bytes;
 use ebus_core::{Key, Message};
@@ -10,34 +16,83 @@ use tokio::sync::Notify;
 pub(crate) const KEYS: usize = 10_000;
 /// Bytes of payload: an envelope of a small event.
 pub(crate) const PAYLOAD: usize = 230;
+/// Partitions of a topic.
+pub(crate) const PARTITIONS: u32 = 8;
 
-/// One message of each key; payload and key are shared, so that a clone copies nothing.
+/// One message of each key. Key and payload are shared, so that a clone copies nothing. Payloads differ, and compress as
+/// events do.
 pub(crate) fn messages() -> Vec<Message> {
-    let payload = Bytes::from(vec![7u8; PAYLOAD]);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        // xorshift64: the same payloads on every run.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
     (0..KEYS)
-        .map(|i| Message::new(payload.slice(..)).with_key(Key::new(Bytes::from(format!("order-{i}")))))
+        .map(|i| {
+            let mut text = String::with_capacity(PAYLOAD + 32);
+            let (id, trace, total) = (next(), next(), next() % 100_000);
+            let _ = write!(
+                text,
+                "{{\"event_id\":\"{id:016x}{trace:016x}\",\"aggregate_id\":\"order-{i}\",\"event_type\":\"order.placed\",\
+                 \"event_version\":1,\"total\":{total},\"note\":\""
+            );
+            while text.len() < PAYLOAD - 2 {
+                let _ = write!(text, "{:x}", next() % 16);
+            }
+            text.push_str("\"}");
+            Message::new(Bytes::from(text)).with_key(Key::new(Bytes::from(format!("order-{i}"))))
+        })
         .collect()
 }
 
-/// Counts messages down to none.
+/// Counts messages down to none, and knows when the first one came.
 #[derive(Debug)]
 pub(crate) struct Countdown {
+    all: usize,
     left: AtomicUsize,
+    first: OnceLock<Instant>,
     done: Notify,
 }
 
 impl Countdown {
-    pub(crate) fn new(left: usize) -> Self {
-        Self { left: AtomicUsize::new(left), done: Notify::new() }
+    pub(crate) fn new(all: usize) -> Self {
+        Self { all, left: AtomicUsize::new(all), first: OnceLock::new(), done: Notify::new() }
     }
 
     pub(crate) fn one(&self) {
+        if self.first.get().is_none() {
+            // Somebody else's first is as good.
+            let _ = self.first.set(Instant::now());
+        }
         if self.left.fetch_sub(1, AcqRel) == 1 {
             self.done.notify_one();
         }
     }
 
+    /// Waits for the last one.
     pub(crate) async fn done(&self) {
-        self.done.notified().await;
+        while self.left.load(Acquire) > 0 {
+            self.done.notified().await;
+        }
+    }
+
+    /// Messages per second from the first one to now.
+    pub(crate) fn rate(&self) -> f64 {
+        self.first.get().map_or(0.0, |first| self.all as f64 / first.elapsed().as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_have_their_size_and_differ() {
+        let messages = messages();
+        assert!(messages.iter().all(|message| message.payload.len() == PAYLOAD));
+        assert_ne!(messages[0].payload, messages[1].payload);
     }
 }

@@ -1,0 +1,154 @@
+//! The raw side: async-nats as well as we can write it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::RandomState;
+use anyhow::{Context, Result, bail, ensure};
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::{Client, HeaderMap, Subject};
+use bytes::Bytes;
+use ebus_core::{Key, Message};
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+
+use crate::nats::server::{Server, subject};
+use crate::work::PARTITIONS;
+
+/// The header with the key.
+const KEY: &str = "Key";
+/// Messages of one pull.
+pub(crate) const PULL: usize = 2_000;
+/// Messages that one acknowledgement of a floor covers.
+pub(crate) const FLOOR: usize = 500;
+
+/// How messages that were read are acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Acks {
+    /// Each by itself.
+    Each,
+    /// One for it and all before it.
+    Floor,
+}
+
+/// Publishes `n` messages and waits for their acknowledgements, with up to `window` of them on their way.
+///
+/// One subscription for all acknowledgements and one task that takes them; the context of async-nats, with a future and
+/// a wait of its own for each, is slower.
+pub(crate) async fn publish(
+    client: Client,
+    stream: String,
+    messages: Arc<[Message]>,
+    n: usize,
+    window: usize,
+) -> Result<f64> {
+    let inbox = client.new_inbox();
+    let mut acks = client.subscribe(format!("{inbox}.*")).await?;
+    let subjects: Vec<_> =
+        (0..PARTITIONS).map(|partition| Subject::from(subject(&stream, partition))).collect();
+    let hash = RandomState::with_seeds(1, 2, 3, 4);
+    let places = Arc::new(Semaphore::new(window));
+    let begun = Instant::now();
+    let taking = {
+        let places = places.clone();
+        tokio::spawn(async move {
+            for _ in 0..n {
+                let ack = acks.next().await.context("the subscription has ended")?;
+                // As much as a user needs to know which message was stored and where.
+                let _number: u64 = ack.subject.rsplit('.').next().unwrap_or_default().parse()?;
+                let read: serde_json::Result<Ack> = serde_json::from_slice(&ack.payload);
+                match read {
+                    Ok(Ack { error: None, seq: 1.. }) => places.add_permits(1),
+                    other => bail!("a message was not stored: {other:?} {:?}", ack.status),
+                }
+            }
+            Ok(n as f64 / begun.elapsed().as_secs_f64())
+        })
+    };
+    let sending = tokio::spawn(async move {
+        for i in 0..n {
+            let message = &messages[i % messages.len()];
+            let key = message.key.as_ref().map(Key::as_bytes).unwrap_or_default();
+            let partition = hash.hash_one(key) as usize % subjects.len();
+            let mut headers = HeaderMap::new();
+            headers.insert(KEY, std::str::from_utf8(key)?);
+            let reply = format!("{inbox}.{i}");
+            places.acquire().await?.forget();
+            let payload = message.payload.clone();
+            client
+                .publish_with_reply_and_headers(subjects[partition].clone(), reply, headers, payload)
+                .await?;
+        }
+        anyhow::Ok(())
+    });
+    // If taking fails, sending waits for a place for ever.
+    let rate = taking.await?;
+    if rate.is_err() {
+        sending.abort();
+    }
+    let rate = rate?;
+    sending.await??;
+    Ok(rate)
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Ack {
+    #[serde(default)]
+    seq: u64,
+    error: Option<serde_json::Value>,
+}
+
+/// Reads a stream of `n` messages by one durable pull consumer, owning key and payload, and acknowledges.
+pub(crate) async fn consume(
+    server: &Server,
+    stream: &str,
+    name: String,
+    n: usize,
+    acks: Acks,
+) -> Result<f64> {
+    let config = pull::Config {
+        durable_name: Some(name),
+        ack_policy: if acks == Acks::Each { AckPolicy::Explicit } else { AckPolicy::All },
+        max_ack_pending: 100_000,
+        ..pull::Config::default()
+    };
+    // A connection of its own, as ours has.
+    let client = async_nats::connect(&server.url).await?;
+    let jetstream = async_nats::jetstream::new(client.clone());
+    let mut consumer = jetstream.create_consumer_on_stream(config, stream).await?;
+    let mut messages =
+        consumer.stream().max_messages_per_batch(PULL).heartbeat(Duration::from_secs(1)).messages().await?;
+    let reading = tokio::spawn(async move {
+        let mut first = None;
+        for seen in 1..=n {
+            let message = messages.next().await.context("the messages have ended")??;
+            first.get_or_insert_with(Instant::now);
+            let key = message
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get(KEY))
+                .context("a message has no key")?;
+            std::hint::black_box((Bytes::copy_from_slice(key.as_str().as_bytes()), message.payload.clone()));
+            if acks == Acks::Each || seen % FLOOR == 0 || seen == n {
+                message.ack().await.map_err(|why| anyhow::anyhow!(why))?;
+            }
+        }
+        anyhow::Ok(first.map_or(0.0, |first: Instant| n as f64 / first.elapsed().as_secs_f64()))
+    });
+    let rate = reading.await??;
+    client.flush().await?;
+    let asked = Instant::now();
+    loop {
+        let info = consumer.info().await?;
+        let (unread, open) = (info.num_pending, info.num_ack_pending);
+        if unread == 0 && open == 0 {
+            break;
+        }
+        ensure!(
+            asked.elapsed() < Duration::from_secs(10),
+            "{unread} messages unread, {open} not acknowledged"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(rate)
+}
