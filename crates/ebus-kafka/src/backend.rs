@@ -1,0 +1,138 @@
+//! A connection to a Kafka cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebus_core::{
+    Backend, Capability, Committed, Error, Group, Publisher, ReadRange, Reader, Source, SourceOptions, Topic,
+    TopicInfo, TopicSpec,
+};
+use tokio::sync::OnceCell;
+
+use crate::config::{KafkaConfig, TopicPolicy};
+use crate::positions;
+use crate::producer::{KafkaProducer, Shared};
+use crate::reader::KafkaReader;
+use crate::source::KafkaSource;
+use crate::topics::Control;
+
+/// A connection to a Kafka cluster. Cheap to clone; clones share one producer and its bounds.
+#[derive(Debug, Clone)]
+pub struct KafkaBackend {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Arc<KafkaConfig>,
+    control: Control,
+    producer: Arc<Shared>,
+    closed: OnceCell<Result<(), Error>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl KafkaBackend {
+    /// Connects, and waits for the first answer of the cluster.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, naming all that is wrong, before any connection; `Unsupported` for what librdkafka was not built with;
+    /// `Unavailable` when no broker answers within the request time-out; `Denied` when it refuses the credentials.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn connect(config: KafkaConfig) -> Result<Self, Error> {
+        config.validate()?;
+        let config = Arc::new(config);
+        let control = Control::new(config.clone())?;
+        control.run("connect", Control::reach).await?;
+        let producer = Shared::new(&config, control.clone())?;
+        Ok(Self { inner: Arc::new(Inner { config, control, producer, closed: OnceCell::new() }) })
+    }
+
+    /// A publisher without the box of [`Backend::publisher`].
+    pub fn producer(&self) -> KafkaProducer {
+        KafkaProducer::new(self.inner.producer.clone())
+    }
+
+    fn open(&self, operation: &'static str) -> Result<(), Error> {
+        if self.inner.producer.is_closed() { Err(Error::closed(operation)) } else { Ok(()) }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&Control) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.open(operation)?;
+        self.inner.control.run(operation, work).await
+    }
+}
+
+#[async_trait]
+impl Backend for KafkaBackend {
+    fn capability(&self) -> Capability {
+        let config = &self.inner.config;
+        Capability::new("kafka", config.max_message_bytes)
+            .with_several_members(true)
+            .with_durable(true)
+            .with_creates_topics(matches!(config.topic_policy, TopicPolicy::Create { .. }))
+            .with_max_idle(config.max_poll_interval)
+    }
+
+    fn publisher(&self) -> Publisher {
+        Publisher::new(self.producer())
+    }
+
+    async fn source(&self, options: SourceOptions) -> Result<Box<dyn Source>, Error> {
+        let (topics, group, start) = (options.topics.clone(), options.group.clone(), options.start);
+        self.run("join", move |control| {
+            topics.iter().try_for_each(|topic| positions::commit_start(control, &group, topic, start))
+        })
+        .await?;
+        Ok(Box::new(KafkaSource::join(&self.inner.config, self.inner.control.clone(), options)?))
+    }
+
+    async fn create_topic(&self, spec: &TopicSpec) -> Result<TopicInfo, Error> {
+        let spec = spec.clone();
+        self.run("create topic", move |control| control.create(&spec)).await
+    }
+
+    async fn describe_topic(&self, topic: &Topic) -> Result<TopicInfo, Error> {
+        let topic = topic.clone();
+        self.run("describe topic", move |control| {
+            let described = control.existing(&topic)?;
+            control.info(&topic, described.partitions)
+        })
+        .await
+    }
+
+    async fn read(&self, range: ReadRange) -> Result<Box<dyn Reader>, Error> {
+        let config = self.inner.config.clone();
+        let reader = self.run("read", move |control| KafkaReader::open(control, &config, range)).await?;
+        Ok(Box::new(reader))
+    }
+
+    async fn committed(&self, group: &Group, topic: &Topic) -> Result<Vec<Committed>, Error> {
+        let (group, topic) = (group.clone(), topic.clone());
+        self.run("committed", move |control| positions::committed(control, &group, &topic)).await
+    }
+
+    async fn close(&self, within: Duration) -> Result<(), Error> {
+        self.inner.producer.refuse();
+        let producer = self.inner.producer.clone();
+        let closed = self.inner.closed.get_or_init(|| async move {
+            let closing = tokio::task::spawn_blocking(move || producer.close(within));
+            closing.await.unwrap_or_else(|failed| {
+                Err(Error::new(ebus_core::ErrorKind::Unexpected, "closing ended early")
+                    .with_operation("close")
+                    .with_source(failed))
+            })
+        });
+        closed.await.clone()
+    }
+}

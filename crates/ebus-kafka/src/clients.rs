@@ -1,0 +1,200 @@
+//! The configuration of each librdkafka handle, and what all of them do with logs and errors.
+//!
+//! Here stand the settings that the promises rest on: durable and idempotent publishing (G1, G7), positions that only the
+//! ledger commits (G1), and an offset that is out of range as an error that we answer, never a silent jump (G1).
+
+use std::fmt;
+use std::time::Duration;
+
+use ebus_core::{Error, Group};
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+use rdkafka::util::Timeout;
+
+use crate::config::{GroupProtocol, KafkaConfig};
+use crate::error::from_kafka;
+use crate::properties::{Route, route};
+
+/// Room around a message's own bytes: record and batch framing, header lengths.
+pub(crate) const FRAMING: usize = 64 << 10;
+
+/// The settings of every handle.
+fn base(config: &KafkaConfig, wants: &[Route]) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set_log_level(RDKafkaLogLevel::Info);
+    client.set("bootstrap.servers", &config.bootstrap);
+    client.set("client.id", &config.client_id);
+    client.set("message.max.bytes", (config.max_message_bytes + FRAMING).to_string());
+    // What is answered late is answered in vain; and connections that were cut come back soon.
+    client.set("reconnect.backoff.max.ms", "1000");
+    // No metrics to a broker that asks for them: they would name what this process does without its knowing.
+    client.set("enable.metrics.push", "false");
+    for (name, value) in &config.properties {
+        let to = route(name);
+        if to == Route::All || wants.contains(&to) {
+            client.set(name, value);
+        }
+    }
+    client
+}
+
+/// What asks and creates: no group, no messages.
+pub(crate) fn control(config: &KafkaConfig) -> ClientConfig {
+    base(config, &[])
+}
+
+/// What publishes.
+pub(crate) fn producer(config: &KafkaConfig) -> ClientConfig {
+    let mut client = base(config, &[Route::Producer]);
+    client.set("acks", "all");
+    client.set("enable.idempotence", "true");
+    client.set("partitioner", "murmur2_random");
+    client.set("compression.codec", config.compression.as_str());
+    client.set("linger.ms", config.linger.as_millis().to_string());
+    client.set("batch.size", config.batch_bytes.to_string());
+    client.set("message.timeout.ms", config.delivery_timeout.as_millis().to_string());
+    // The delivery report comes before the place in the queue is free: twice the permits are always enough.
+    let messages = config.in_flight_messages.saturating_mul(2).clamp(1_000, i32::MAX as usize);
+    client.set("queue.buffering.max.messages", messages.to_string());
+    let kbytes = (config.in_flight_bytes + config.max_message_bytes).saturating_mul(2).div_ceil(1024);
+    client.set("queue.buffering.max.kbytes", kbytes.clamp(1, i32::MAX as usize).to_string());
+    if !config.properties.contains_key("batch.num.messages") {
+        client.set("batch.num.messages", "100000");
+    }
+    client
+}
+
+/// The member of a group: it subscribes, beats and commits, and reads nothing.
+pub(crate) fn member(config: &KafkaConfig, group: &Group) -> ClientConfig {
+    let mut client = base(config, &[Route::Member]);
+    consume(&mut client, group.as_str());
+    client.set("max.poll.interval.ms", config.max_poll_interval.as_millis().to_string());
+    // Its partitions are paused, so that nothing is read where this leads; it only keeps "error" out of the log.
+    client.set("auto.offset.reset", "latest");
+    if let Some(id) = &config.instance_id {
+        client.set("group.instance.id", id);
+    }
+    match config.group_protocol {
+        GroupProtocol::Classic => {
+            client.set("partition.assignment.strategy", "cooperative-sticky");
+            client.set("session.timeout.ms", config.session_timeout.as_millis().to_string());
+            if !config.properties.contains_key("heartbeat.interval.ms") {
+                client
+                    .set("heartbeat.interval.ms", heartbeat(config.session_timeout).as_millis().to_string());
+            }
+        }
+        GroupProtocol::Consumer => {
+            client.set("group.protocol", "consumer");
+        }
+    }
+    client
+}
+
+/// A third of the session, as Kafka advises, and no more than Kafka's default.
+pub(crate) fn heartbeat(session: Duration) -> Duration {
+    (session / 3).min(Duration::from_secs(3)).max(Duration::from_millis(1))
+}
+
+/// What fetches for a group: assigned by us at positions that we decide.
+pub(crate) fn fetch(config: &KafkaConfig, group: &Group) -> ClientConfig {
+    let mut client = fetching(config);
+    consume(&mut client, group.as_str());
+    client
+}
+
+/// What fetches beside all groups.
+pub(crate) fn reader(config: &KafkaConfig) -> ClientConfig {
+    let mut client = fetching(config);
+    // Assigning needs a group's name; nothing is ever committed under it.
+    consume(&mut client, "ebus-reader");
+    client.set("enable.partition.eof", "true");
+    client
+}
+
+fn fetching(config: &KafkaConfig) -> ClientConfig {
+    let mut client = base(config, &[Route::Fetch]);
+    client.set("auto.offset.reset", "error");
+    client.set("queued.min.messages", config.prefetch_messages.to_string());
+    client.set("queued.max.messages.kbytes", config.prefetch_bytes.div_ceil(1024).to_string());
+    let default = |client: &mut ClientConfig, name: &str, value: &str| {
+        if !config.properties.contains_key(name) {
+            client.set(name, value);
+        }
+    };
+    // A full queue stops fetching for a whole second by default: a fifth of the throughput.
+    default(&mut client, "fetch.queue.backoff.ms", "5");
+    default(&mut client, "fetch.error.backoff.ms", "100");
+    default(&mut client, "fetch.wait.max.ms", "500");
+    default(&mut client, "isolation.level", "read_committed");
+    client
+}
+
+fn consume(client: &mut ClientConfig, group: &str) {
+    client.set("group.id", group);
+    client.set("enable.auto.commit", "false");
+    client.set("enable.auto.offset.store", "false");
+}
+
+/// A consumer handle of this configuration.
+pub(crate) fn consumer<C: ConsumerContext>(
+    config: &ClientConfig,
+    context: C,
+    operation: &'static str,
+) -> Result<BaseConsumer<C>, Error> {
+    config.create_with_context(context).map_err(|error| from_kafka(operation, error))
+}
+
+/// Takes librdkafka's log into `tracing`, and remembers the last error of the connection.
+#[derive(Default)]
+pub(crate) struct Log {
+    last: Mutex<Option<(RDKafkaErrorCode, String)>>,
+}
+
+impl Log {
+    /// The last error of the connection and what librdkafka said with it.
+    pub(crate) fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.last.lock().clone()
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").finish_non_exhaustive()
+    }
+}
+
+impl ClientContext for Log {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
+            _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", %error, "{reason}");
+        if let Some(code) = error.rdkafka_error_code() {
+            *self.last.lock() = Some((code, reason.to_owned()));
+        }
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        tracing::debug!(target: "librdkafka", statistics = %String::from_utf8_lossy(statistics), "statistics");
+    }
+}
+
+impl ConsumerContext for Log {
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        Timeout::After(Duration::from_millis(100))
+    }
+}

@@ -1,0 +1,236 @@
+//! The bound of what is published and not yet acknowledged, in messages and in bytes (G5).
+//!
+//! A place is reserved by `poll_ready`, and given back by the delivery report or by a clone that is dropped. Bytes are counted
+//! from `call` on. Atomics on the path of a message; the list of those who wait is locked only when somebody waits.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// It was closed: no place is given any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct IsClosed;
+
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    max_messages: usize,
+    max_bytes: usize,
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+    closed: AtomicBool,
+    /// How many are in `waiters`: read without the lock.
+    waiting: AtomicUsize,
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    next_ticket: u64,
+    queue: VecDeque<(u64, Waker)>,
+}
+
+/// Who waits, as `poll` knows it again.
+#[derive(Debug, Default)]
+pub(crate) struct Waiter(Option<u64>);
+
+impl InFlight {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize) -> Self {
+        Self {
+            max_messages,
+            max_bytes,
+            messages: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            waiters: Mutex::default(),
+        }
+    }
+
+    /// Takes a place if there is one.
+    pub(crate) fn try_reserve(&self) -> bool {
+        if self.bytes.load(Ordering::SeqCst) >= self.max_bytes {
+            return false;
+        }
+        let step = |held| (held < self.max_messages).then_some(held + 1);
+        self.messages.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step).is_ok()
+    }
+
+    /// Takes a place, or is woken when there may be one.
+    pub(crate) fn poll_reserve(
+        &self,
+        waiter: &mut Waiter,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), IsClosed>> {
+        if self.is_closed() {
+            self.forget(waiter);
+            return Poll::Ready(Err(IsClosed));
+        }
+        if self.try_reserve() {
+            self.forget(waiter);
+            self.wake_next();
+            return Poll::Ready(Ok(()));
+        }
+        {
+            let mut waiters = self.waiters.lock();
+            let at = waiter.0.and_then(|ticket| waiters.queue.iter().position(|(other, _)| *other == ticket));
+            match at {
+                Some(at) => waiters.queue[at].1.clone_from(cx.waker()),
+                None => {
+                    let ticket = waiters.next_ticket;
+                    waiters.next_ticket += 1;
+                    waiters.queue.push_back((ticket, cx.waker().clone()));
+                    waiter.0 = Some(ticket);
+                }
+            }
+            self.waiting.store(waiters.queue.len(), Ordering::SeqCst);
+        }
+        // What was given back before the waiter stood in the list has woken nobody.
+        if self.is_closed() || self.try_reserve() {
+            self.forget(waiter);
+            return Poll::Ready(if self.is_closed() { Err(IsClosed) } else { Ok(()) });
+        }
+        Poll::Pending
+    }
+
+    /// Counts the bytes of a message that has its place.
+    pub(crate) fn add_bytes(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives a place and its bytes back.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.messages.fetch_sub(1, Ordering::SeqCst);
+        self.wake_next();
+    }
+
+    /// A waiter that goes away: if it was woken, the next one has its turn.
+    pub(crate) fn leave(&self, waiter: &mut Waiter) {
+        if waiter.0.is_some() && !self.forget(waiter) {
+            self.wake_next();
+        }
+    }
+
+    /// Nobody gets a place any more; who waits is told.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let all = {
+            let mut waiters = self.waiters.lock();
+            self.waiting.store(0, Ordering::SeqCst);
+            std::mem::take(&mut waiters.queue)
+        };
+        all.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// True when it stood in the list.
+    fn forget(&self, waiter: &mut Waiter) -> bool {
+        let Some(ticket) = waiter.0.take() else { return false };
+        let mut waiters = self.waiters.lock();
+        let before = waiters.queue.len();
+        waiters.queue.retain(|(other, _)| *other != ticket);
+        self.waiting.store(waiters.queue.len(), Ordering::SeqCst);
+        waiters.queue.len() < before
+    }
+
+    fn wake_next(&self) {
+        if self.waiting.load(Ordering::SeqCst) == 0
+            || self.messages.load(Ordering::SeqCst) >= self.max_messages
+            || self.bytes.load(Ordering::SeqCst) >= self.max_bytes
+        {
+            return;
+        }
+        let next = {
+            let mut waiters = self.waiters.lock();
+            let next = waiters.queue.pop_front();
+            self.waiting.store(waiters.queue.len(), Ordering::SeqCst);
+            next
+        };
+        if let Some((_, waker)) = next {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn poll(bound: &InFlight, waiter: &mut Waiter, count: &Arc<Count>) -> Poll<Result<(), IsClosed>> {
+        let waker = Waker::from(count.clone());
+        bound.poll_reserve(waiter, &mut Context::from_waker(&waker))
+    }
+
+    #[test]
+    fn p5_above_the_messages_it_waits_and_is_woken() {
+        let bound = InFlight::new(1, 1_000);
+        let (mut first, mut second) = (Waiter::default(), Waiter::default());
+        let count = Arc::new(Count::default());
+        assert_eq!(poll(&bound, &mut first, &count), Poll::Ready(Ok(())));
+        assert_eq!(poll(&bound, &mut second, &count), Poll::Pending);
+        bound.give_back(0);
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(poll(&bound, &mut second, &count), Poll::Ready(Ok(())));
+    }
+
+    #[test]
+    fn p5_above_the_bytes_it_waits_and_all_that_fit_are_woken_in_turn() {
+        let bound = InFlight::new(10, 100);
+        let count = Arc::new(Count::default());
+        let mut first = Waiter::default();
+        assert_eq!(poll(&bound, &mut first, &count), Poll::Ready(Ok(())));
+        bound.add_bytes(100);
+        let mut waiters = [Waiter::default(), Waiter::default()];
+        for waiter in &mut waiters {
+            assert_eq!(poll(&bound, waiter, &count), Poll::Pending);
+        }
+        bound.give_back(100);
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(poll(&bound, &mut waiters[0], &count), Poll::Ready(Ok(())));
+        assert_eq!(count.0.load(Ordering::SeqCst), 2, "one that got its place wakes the next");
+    }
+
+    #[test]
+    fn a_woken_waiter_that_goes_away_hands_its_turn_on() {
+        let bound = InFlight::new(1, 100);
+        let count = Arc::new(Count::default());
+        assert!(bound.try_reserve());
+        let mut waiters = [Waiter::default(), Waiter::default()];
+        for waiter in &mut waiters {
+            assert_eq!(poll(&bound, waiter, &count), Poll::Pending);
+        }
+        bound.give_back(0);
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        bound.leave(&mut waiters[0]);
+        assert_eq!(count.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn p9_closing_tells_all_who_wait() {
+        let bound = InFlight::new(1, 100);
+        let count = Arc::new(Count::default());
+        assert!(bound.try_reserve());
+        let mut waiter = Waiter::default();
+        assert_eq!(poll(&bound, &mut waiter, &count), Poll::Pending);
+        bound.close();
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(poll(&bound, &mut waiter, &count), Poll::Ready(Err(IsClosed)));
+    }
+}

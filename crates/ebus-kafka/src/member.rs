@@ -1,0 +1,359 @@
+//! The member of the group: a librdkafka handle that subscribes, beats and commits, polled by a thread of its own.
+//!
+//! It fetches nothing: its partitions are paused inside the assign callback. So a hand-over that waits for a run never stops the
+//! partitions that stay (G4), and membership is kept however slow handlers are (G5). A revocation is only recorded in its
+//! callback; the source unassigns when nothing of the partitions runs any more (G3).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use ebus_core::{Error, ErrorKind, Group, Topic};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::util::Timeout;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clients::{self, Log};
+use crate::config::KafkaConfig;
+use crate::error::{from_code, from_kafka};
+
+/// How long one turn waits for events: the most that a command waits.
+const TURN: Duration = Duration::from_millis(10);
+
+/// A partition by name and number, as librdkafka has it.
+pub(crate) type Place = (String, i32);
+
+/// What the member says.
+#[derive(Debug)]
+pub(crate) enum MemberEvent {
+    /// These are this member's now.
+    Assigned(Vec<Place>),
+    /// These are to be given up, all by one [`Command::Unassign`].
+    Revoking(Vec<Place>),
+    /// These are gone without notice.
+    Lost(Vec<Place>),
+    /// Membership has ended; all partitions are gone. The handle joins again by itself unless `recv` rests.
+    LostAll(Error),
+    /// The answer to [`Command::Commit`], per partition.
+    Committed(Result<HashMap<Place, Option<RDKafkaErrorCode>>, RDKafkaErrorCode>),
+    /// Passing trouble.
+    Trouble(Error),
+    /// The handle is of no use any more.
+    Fatal(Error),
+}
+
+/// An offset and its metadata.
+pub(crate) type Commit = (Place, u64, String);
+
+/// What the member is told.
+pub(crate) enum Command {
+    Subscribe(Vec<Topic>),
+    Commit(Vec<Commit>),
+    Unassign(Vec<Place>),
+    /// Leave the group and end.
+    Leave(oneshot::Sender<()>),
+}
+
+/// The source's end of the member.
+pub(crate) struct Member {
+    commands: Sender<Command>,
+    pub(crate) events: mpsc::UnboundedReceiver<MemberEvent>,
+    pulse: Arc<Pulse>,
+}
+
+/// When `recv` was last called.
+struct Pulse {
+    origin: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Pulse {
+    fn beat(&self) {
+        self.last_ms
+            .store(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn rests(&self) -> Duration {
+        self.origin.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Acquire)))
+    }
+}
+
+impl Member {
+    /// Joins; the first assignment comes as an event.
+    pub(crate) fn start(config: &KafkaConfig, group: &Group) -> Result<Self, Error> {
+        let (events_in, events) = mpsc::unbounded_channel();
+        let (commands, commands_out) = channel();
+        let pulse = Arc::new(Pulse { origin: Instant::now(), last_ms: AtomicU64::new(0) });
+        let context =
+            MemberContext { log: Log::default(), events: events_in.clone(), leaving: AtomicBool::new(false) };
+        let handle = clients::consumer(&clients::member(config, group), context, "join")?;
+        let turn = Turn {
+            handle,
+            events: events_in,
+            pulse: pulse.clone(),
+            max_idle: config.max_poll_interval,
+            topics: Vec::new(),
+            idle: false,
+        };
+        std::thread::Builder::new()
+            .name("ebus-kafka-sub".into())
+            .spawn(move || turn.run(&commands_out))
+            .map_err(|error| {
+                Error::new(ErrorKind::Unexpected, "no thread for the group's membership could be started")
+                    .with_operation("join")
+                    .with_source(error)
+            })?;
+        Ok(Self { commands, events, pulse })
+    }
+
+    /// `recv` is being called.
+    pub(crate) fn beat(&self) {
+        self.pulse.beat();
+    }
+
+    /// False when the thread has ended.
+    pub(crate) fn tell(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
+    }
+}
+
+/// The thread's own.
+struct Turn {
+    handle: BaseConsumer<MemberContext>,
+    events: mpsc::UnboundedSender<MemberEvent>,
+    pulse: Arc<Pulse>,
+    max_idle: Duration,
+    topics: Vec<Topic>,
+    idle: bool,
+}
+
+impl Turn {
+    fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            match commands.try_recv() {
+                Ok(Command::Leave(done)) => {
+                    self.leave();
+                    // Whoever waited may have given up.
+                    let _ = done.send(());
+                    return;
+                }
+                Ok(command) => {
+                    self.obey(command);
+                    continue;
+                }
+                // The source was dropped: its partitions go to the others at once, without a last commit.
+                Err(TryRecvError::Disconnected) => return self.leave(),
+                Err(TryRecvError::Empty) => {}
+            }
+            self.watch_idle();
+            if let Some(Err(error)) = self.handle.poll(TURN) {
+                self.polled(error);
+            }
+        }
+    }
+
+    fn leave(self) {
+        self.handle.context().leaving.store(true, Ordering::Release);
+        // Dropping it serves the last revocation, leaves the group and blocks for about 100 ms: hence here.
+        drop(self.handle);
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Subscribe(topics) => {
+                self.topics = topics;
+                self.subscribe();
+            }
+            Command::Commit(commits) => {
+                let sent = list(&commits).and_then(|list| self.handle.commit(&list, CommitMode::Async));
+                if let Err(error) = sent {
+                    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                    self.say(MemberEvent::Committed(Err(code)));
+                }
+            }
+            Command::Unassign(places) => unassign(&self.handle, &names(&places)),
+            Command::Leave(_) => {}
+        }
+    }
+
+    fn subscribe(&self) {
+        if self.topics.is_empty() {
+            self.handle.unsubscribe();
+            return;
+        }
+        let names: Vec<&str> = self.topics.iter().map(Topic::as_str).collect();
+        if let Err(error) = self.handle.subscribe(&names) {
+            self.say(MemberEvent::Fatal(from_kafka("subscribe", error)));
+        }
+    }
+
+    /// Gives membership up while `recv` rests, and joins again when it goes on: a hung driver must not stay a member.
+    fn watch_idle(&mut self) {
+        let rests = self.pulse.rests() > self.max_idle;
+        if rests && !self.idle {
+            self.idle = true;
+            self.say(MemberEvent::LostAll(Error::new(
+                ErrorKind::Fenced,
+                format!(
+                    "recv was not called for {:?}; membership was given up, and is taken up again now",
+                    self.max_idle
+                ),
+            )));
+            self.handle.context().leaving.store(true, Ordering::Release);
+            if let Ok(held) = self.handle.assignment() {
+                unassign(&self.handle, &held);
+            }
+            self.handle.unsubscribe();
+        } else if !rests && self.idle {
+            self.idle = false;
+            self.handle.context().leaving.store(false, Ordering::Release);
+            self.subscribe();
+        }
+    }
+
+    fn polled(&self, error: KafkaError) {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        match code {
+            RDKafkaErrorCode::PollExceeded => self.say(MemberEvent::LostAll(from_code("consume", code))),
+            RDKafkaErrorCode::Fatal
+            | RDKafkaErrorCode::FencedInstanceId
+            | RDKafkaErrorCode::UnreleasedInstanceId => {
+                let (code, why) = self.handle.client().fatal_error().unwrap_or((code, error.to_string()));
+                let error = from_code("consume", code).with_context("librdkafka_said", why);
+                self.say(MemberEvent::LostAll(error.clone()));
+                self.say(MemberEvent::Fatal(error));
+            }
+            RDKafkaErrorCode::InconsistentGroupProtocol
+            | RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::UnsupportedVersion => {
+                self.say(MemberEvent::Trouble(from_code("consume", code)));
+            }
+            _ => tracing::debug!(%error, "the member of the group goes on"),
+        }
+    }
+
+    fn say(&self, event: MemberEvent) {
+        // A source that is gone hears nothing.
+        let _ = self.events.send(event);
+    }
+}
+
+fn unassign<C: ConsumerContext>(handle: &BaseConsumer<C>, list: &TopicPartitionList) {
+    if list.count() == 0 {
+        return;
+    }
+    if let Err(error) = handle.incremental_unassign(list) {
+        tracing::debug!(%error, "partitions were not assigned any more");
+    }
+}
+
+/// A list of partitions to commit.
+fn list(commits: &[Commit]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for ((topic, partition), offset, metadata) in commits {
+        let mut element = list.add_partition(topic, *partition);
+        element.set_offset(Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX)))?;
+        element.set_metadata(metadata);
+    }
+    Ok(list)
+}
+
+/// A list of partitions without offsets.
+pub(crate) fn names(places: &[Place]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(places.len());
+    for (topic, partition) in places {
+        list.add_partition(topic, *partition);
+    }
+    list
+}
+
+fn places(list: &TopicPartitionList) -> Vec<Place> {
+    list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
+}
+
+struct MemberContext {
+    log: Log,
+    events: mpsc::UnboundedSender<MemberEvent>,
+    /// The group is being left: what is revoked is unassigned at once.
+    leaving: AtomicBool,
+}
+
+impl ClientContext for MemberContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(error, reason);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.log.stats_raw(statistics);
+    }
+}
+
+impl ConsumerContext for MemberContext {
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        Timeout::After(TURN)
+    }
+
+    /// Called on the polling thread: no waiting here.
+    fn rebalance(&self, handle: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let event = match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                let assigned = handle.incremental_assign(list).and_then(|()| handle.pause(list));
+                if let Err(error) = assigned {
+                    let _ = self.events.send(MemberEvent::Trouble(from_kafka("assign", error)));
+                }
+                MemberEvent::Assigned(places(list))
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                if self.leaving.load(Ordering::Acquire) {
+                    unassign(handle, list);
+                    return;
+                }
+                if handle.assignment_lost() {
+                    unassign(handle, list);
+                    MemberEvent::Lost(places(list))
+                } else {
+                    MemberEvent::Revoking(places(list))
+                }
+            }
+            other => {
+                unassign(handle, list);
+                MemberEvent::Trouble(from_code("rebalance", other.into()))
+            }
+        };
+        // A source that is gone hears nothing.
+        let _ = self.events.send(event);
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        let committed = match result {
+            Ok(()) => {
+                let answer =
+                    |error: KafkaResult<()>| error.err().and_then(|error| error.rdkafka_error_code());
+                Ok(offsets
+                    .elements()
+                    .iter()
+                    .map(|element| {
+                        ((element.topic().to_owned(), element.partition()), answer(element.error()))
+                    })
+                    .collect())
+            }
+            Err(error) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
+        };
+        let _ = self.events.send(MemberEvent::Committed(committed));
+    }
+}

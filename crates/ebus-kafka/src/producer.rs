@@ -1,0 +1,397 @@
+//! Publishing: idempotent, acknowledged by all in-sync replicas, in the order of `call` (G1, G7), bounded (G5).
+//!
+//! `call` hands the message to librdkafka before it returns, so that the order of calls is the order on the wire. A topic that
+//! was not seen yet is looked up first, and created if the policy says so; what is published to it meanwhile waits in the order
+//! of `call`, and goes out before anything that is published after. So the broker's own auto-creation never happens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use ebus_core::{Error, ErrorKind, Message, Publish, Receipt, Topic};
+use parking_lot::{Mutex, RwLock};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
+use rdkafka::statistics::Statistics;
+use std::collections::HashMap;
+use tower_service::Service;
+
+use crate::clients::{self, Log};
+use crate::config::KafkaConfig;
+use crate::error::{from_kafka, publish_failed};
+use crate::flight::{Flight, KafkaPublishFuture};
+use crate::in_flight::{InFlight, Waiter};
+use crate::sys::produce::may_be_stored;
+use crate::topics::Control;
+
+/// How long one turn of the polling thread waits for reports.
+const POLL: Duration = Duration::from_millis(100);
+
+/// A publisher of one connection: a `tower` service that is cheap to clone.
+///
+/// `poll_ready` reserves one message of the in-flight bound and waits while too many messages or bytes are unacknowledged; a clone
+/// that is dropped gives its place back. `call` enqueues before it returns. The future resolves with the acknowledgement of all
+/// in-sync replicas.
+///
+/// # Errors
+/// `Closed` from `poll_ready` and `call` after the backend was closed; `TooLarge` at `call`, nothing sent; and what
+/// [`KafkaPublishFuture`] says.
+#[derive(Debug)]
+pub struct KafkaProducer {
+    shared: Arc<Shared>,
+    reserved: bool,
+    waiter: Waiter,
+    /// The last topic that was known, and the generation of the list that it was found in.
+    known: Option<(Topic, u64)>,
+}
+
+pub(crate) struct Shared {
+    client: Arc<BaseProducer<Reports>>,
+    control: Control,
+    in_flight: Arc<InFlight>,
+    max_message_bytes: usize,
+    topics: Arc<Topics>,
+    /// True once closed. Held for reading while a message is handed over, so that closing flushes all that were.
+    gate: RwLock<bool>,
+    runtime: tokio::runtime::Handle,
+    stop: Arc<AtomicBool>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
+/// Which topics exist, as far as is known.
+#[derive(Default)]
+struct Topics {
+    /// Grows when a topic turns out to be gone.
+    generation: AtomicU64,
+    list: RwLock<HashMap<Topic, Seen>>,
+}
+
+enum Seen {
+    Known,
+    /// It is being looked up; these wait, in the order of `call`.
+    LookedUp(Vec<(Message, Arc<Flight>)>),
+}
+
+impl Topics {
+    fn forget(&self, topic: &str) {
+        let mut list = self.list.write();
+        if matches!(list.get(topic), Some(Seen::Known)) {
+            list.remove(topic);
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// What librdkafka's thread does with delivery reports.
+pub(crate) struct Reports {
+    log: Log,
+    in_flight: Arc<InFlight>,
+    topics: Arc<Topics>,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(error, reason);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.log.stats_raw(statistics);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Arc<Flight>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, flight: Arc<Flight>) {
+        self.in_flight.give_back(flight.bytes);
+        flight.land(match result {
+            Ok(stored) => {
+                let (partition, offset) = (stored.partition(), stored.offset());
+                Ok((u32::try_from(partition).unwrap_or(0), u64::try_from(offset).unwrap_or(0)))
+            }
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                if crate::error::kind_of(code) == ErrorKind::NotFound {
+                    self.topics.forget(message.topic());
+                }
+                Err(publish_failed(code, may_be_stored(message)))
+            }
+        });
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(config: &KafkaConfig, control: Control) -> Result<Arc<Self>, Error> {
+        let in_flight = Arc::new(InFlight::new(config.in_flight_messages, config.in_flight_bytes));
+        let topics = Arc::new(Topics::default());
+        let reports = Reports { log: Log::default(), in_flight: in_flight.clone(), topics: topics.clone() };
+        let client: BaseProducer<Reports> = clients::producer(config)
+            .create_with_context(reports)
+            .map_err(|error| from_kafka("connect", error))?;
+        let client = Arc::new(client);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (client, stop, control) = (client.clone(), stop.clone(), control.clone());
+            let grace = config.delivery_timeout;
+            std::thread::Builder::new()
+                .name("ebus-kafka-pub".into())
+                .spawn(move || poll_until_stopped(&client, &stop, &control, grace))
+                .map_err(|error| {
+                    Error::new(ErrorKind::Unexpected, "no thread for delivery reports could be started")
+                        .with_operation("connect")
+                        .with_source(error)
+                })?
+        };
+        Ok(Arc::new(Self {
+            client,
+            control,
+            in_flight,
+            max_message_bytes: config.max_message_bytes,
+            topics,
+            gate: RwLock::new(false),
+            runtime: tokio::runtime::Handle::current(),
+            stop,
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.in_flight.is_closed()
+    }
+
+    /// Nothing more is taken.
+    pub(crate) fn refuse(&self) {
+        *self.gate.write() = true;
+        self.in_flight.close();
+    }
+
+    /// Sends what is enqueued and ends. Blocks for up to `within`.
+    pub(crate) fn close(&self, within: Duration) -> Result<(), Error> {
+        let end = Instant::now() + within;
+        self.refuse();
+        // What waits for its topic is enqueued or refused by the task that looks it up.
+        while self.topics.list.read().values().any(|seen| matches!(seen, Seen::LookedUp(_))) {
+            if Instant::now() >= end {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let flushed = self.client.flush(end.saturating_duration_since(Instant::now()));
+        let left = self.client.in_flight_count();
+        if flushed.is_err() {
+            self.client.purge(PurgeConfig::default().queue().inflight());
+            // The reports of what was purged.
+            let _ = self.client.flush(Duration::from_millis(500));
+        }
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+        match flushed {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                "not everything was acknowledged in time; each publish has its own error",
+            )
+            .with_operation("close")
+            .with_context("unacknowledged", left)),
+        }
+    }
+
+    /// Hands a message to librdkafka; it owns the flight from here on, or the flight has landed.
+    fn enqueue(&self, topic: &str, message: &Message, flight: Arc<Flight>) {
+        let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, flight)
+            .payload(&message.payload)
+            .timestamp(message.timestamp.as_millis());
+        if let Some(key) = &message.key {
+            record = record.key(key.as_bytes());
+        }
+        if !message.headers.is_empty() {
+            let headers = OwnedHeaders::new_with_capacity(message.headers.len());
+            record = record.headers(message.headers.iter().fold(headers, |headers, (name, value)| {
+                headers.insert(Header { key: name, value: Some(value.as_ref()) })
+            }));
+        }
+        if let Err((error, record)) = self.client.send(record) {
+            let flight = record.delivery_opaque;
+            self.in_flight.give_back(flight.bytes);
+            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::InvalidArgument);
+            flight.land(Err(publish_failed(code, false)));
+        }
+    }
+
+    /// Looks a topic up in the background, and then enqueues or refuses what waits for it.
+    fn look_up(self: &Arc<Self>, topic: Topic) {
+        let shared = self.clone();
+        self.runtime.spawn(async move {
+            let name = topic.clone();
+            let found = shared.control.run("publish", move |control| control.ensure(&name).map(drop)).await;
+            let mut list = shared.topics.list.write();
+            let Some(Seen::LookedUp(waiting)) = list.remove(&topic) else { return };
+            match found {
+                Ok(()) => {
+                    // Under the lock: nobody's later message overtakes these.
+                    for (message, flight) in waiting {
+                        shared.enqueue(topic.as_str(), &message, flight);
+                    }
+                    list.insert(topic, Seen::Known);
+                }
+                Err(error) => {
+                    drop(list);
+                    for (_, flight) in waiting {
+                        shared.in_flight.give_back(flight.bytes);
+                        flight.land(Err(error.clone()));
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Shared {
+    /// Without `close`: the thread sends what is enqueued and logs what it could not; nothing is waited for here.
+    fn drop(&mut self) {
+        self.in_flight.close();
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+/// Serves reports, logs and errors. The client's last handle is dropped here, which may block.
+fn poll_until_stopped(client: &BaseProducer<Reports>, stop: &AtomicBool, control: &Control, grace: Duration) {
+    while !stop.load(Ordering::Acquire) {
+        client.poll(POLL);
+        control.serve();
+    }
+    let left = client.in_flight_count();
+    if left > 0 && client.flush(grace).is_err() {
+        tracing::warn!(
+            unacknowledged = client.in_flight_count(),
+            "a Kafka connection was dropped without close, and not everything was acknowledged in time"
+        );
+    }
+}
+
+impl KafkaProducer {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, reserved: false, waiter: Waiter::default(), known: None }
+    }
+
+    fn is_known(&mut self, topic: &Topic) -> bool {
+        let generation = self.shared.topics.generation.load(Ordering::Acquire);
+        if self.known.as_ref().is_some_and(|(known, of)| *of == generation && known == topic) {
+            return true;
+        }
+        let known = matches!(self.shared.topics.list.read().get(topic), Some(Seen::Known));
+        if known {
+            self.known = Some((topic.clone(), generation));
+        }
+        known
+    }
+}
+
+impl Service<Publish> for KafkaProducer {
+    type Response = Receipt;
+    type Error = Error;
+    type Future = KafkaPublishFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.reserved {
+            return Poll::Ready(if self.shared.is_closed() { Err(Error::closed("publish")) } else { Ok(()) });
+        }
+        self.shared.in_flight.poll_reserve(&mut self.waiter, cx).map(|reserved| match reserved {
+            Ok(()) => {
+                self.reserved = true;
+                Ok(())
+            }
+            Err(_) => Err(Error::closed("publish")),
+        })
+    }
+
+    fn call(&mut self, publish: Publish) -> KafkaPublishFuture {
+        let Publish { topic, message, .. } = publish;
+        let shared = self.shared.clone();
+        let closed = shared.gate.read();
+        if *closed {
+            return KafkaPublishFuture::refused(topic, Error::closed("publish"));
+        }
+        let bytes = message.byte_len();
+        if bytes > self.shared.max_message_bytes {
+            let error = Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the message has {bytes} bytes; at most {} are allowed",
+                    self.shared.max_message_bytes
+                ),
+            );
+            return KafkaPublishFuture::refused(topic, error.with_operation("publish"));
+        }
+        if message.timestamp.as_millis() <= 0 {
+            // librdkafka takes 0 as "now", and brokers refuse what is below.
+            let error = Error::new(
+                ErrorKind::Unsupported,
+                "Kafka keeps no timestamp before 1970-01-01 00:00:00.001 UTC",
+            );
+            return KafkaPublishFuture::refused(topic, error.with_operation("publish"));
+        }
+        if !std::mem::take(&mut self.reserved) && !self.shared.in_flight.try_reserve() {
+            let error =
+                Error::new(ErrorKind::Overloaded, "too much is in flight; wait for poll_ready before call");
+            return KafkaPublishFuture::refused(topic, error.with_operation("publish"));
+        }
+        self.shared.in_flight.add_bytes(bytes);
+        let flight = Arc::new(Flight::new(bytes));
+        let future = KafkaPublishFuture::of(topic.clone(), flight.clone());
+        if self.is_known(&topic) {
+            self.shared.enqueue(topic.as_str(), &message, flight);
+            return future;
+        }
+        let mut list = self.shared.topics.list.write();
+        match list.get_mut(&topic) {
+            Some(Seen::Known) => self.shared.enqueue(topic.as_str(), &message, flight),
+            Some(Seen::LookedUp(waiting)) => waiting.push((message, flight)),
+            None => {
+                list.insert(topic.clone(), Seen::LookedUp(vec![(message, flight)]));
+                drop(list);
+                self.shared.look_up(topic);
+            }
+        }
+        future
+    }
+}
+
+impl Clone for KafkaProducer {
+    /// Readiness is not cloned: each clone reserves its own place.
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            reserved: false,
+            waiter: Waiter::default(),
+            known: self.known.clone(),
+        }
+    }
+}
+
+impl Drop for KafkaProducer {
+    fn drop(&mut self) {
+        self.shared.in_flight.leave(&mut self.waiter);
+        if self.reserved {
+            self.shared.in_flight.give_back(0);
+        }
+    }
+}
