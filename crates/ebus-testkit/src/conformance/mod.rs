@@ -56,6 +56,7 @@ mod handler;
 mod harness;
 mod log;
 mod member;
+mod panics;
 mod rng;
 mod runner;
 mod wait;

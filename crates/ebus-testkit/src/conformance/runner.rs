@@ -14,6 +14,7 @@ use super::cases::{Case, all};
 use super::ctx::Ctx;
 use super::failure::{Checked, Failure};
 use super::harness::{Harness, Setup};
+use super::panics::Panics;
 use crate::history::Event;
 use crate::oracle::{Verdict, judge};
 
@@ -33,12 +34,13 @@ pub fn run(setup: impl FnOnce() -> Setup) -> ! {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(AT_ONCE));
     let setup = Arc::new(setup());
+    let panics = Panics::watch();
     let trials = all()
         .into_iter()
         .map(|case| {
-            let setup = setup.clone();
+            let (setup, panics) = (setup.clone(), panics.clone());
             Trial::ignorable_test(case.name, move || match &*setup {
-                Setup::Ready(harness) => run_case(harness.clone(), case),
+                Setup::Ready(harness) => run_case(harness.clone(), case, &panics),
                 Setup::Missing { reason, required: true } => Err(Failed::from(reason.clone())),
                 Setup::Missing { reason, required: false } => Ok(Completion::ignored_with(reason.clone())),
             })
@@ -47,7 +49,7 @@ pub fn run(setup: impl FnOnce() -> Setup) -> ! {
     libtest_mimic::run(&arguments, trials).exit()
 }
 
-fn run_case(harness: Arc<dyn Harness>, case: Case) -> Result<Completion, Failed> {
+fn run_case(harness: Arc<dyn Harness>, case: Case, panics: &Panics) -> Result<Completion, Failed> {
     if let Some(reason) = harness.lacks(case.name) {
         return Ok(Completion::ignored_with(reason));
     }
@@ -75,6 +77,15 @@ fn run_case(harness: Arc<dyn Harness>, case: Case) -> Result<Completion, Failed>
     };
     shared.lock().take();
     runtime.shutdown_timeout(Duration::from_secs(5));
+    let told = panics.of(name);
+    let result = match result {
+        Ok(_) if !told.other.is_empty() => Err(Failure::new(told.other.join("\n"))),
+        Err(failure) => {
+            let told = [told.own, told.other].concat().join("\n");
+            Err(Failure::new(format!("{failure}\n{told}")))
+        }
+        result => result,
+    };
     result.map_err(|failure| {
         Failed::from(format!("{failure}\n(again: EBUS_SEED={seed} and the filter {name})"))
     })

@@ -16,7 +16,7 @@ pub fn write<'a>(mut to: impl Write, events: impl IntoIterator<Item = &'a Event>
     to.flush()
 }
 
-/// Reads what [`write`] wrote, in the order in which it happened: by `at_ns`, and as it stands where that is equal. Empty
+/// Reads what [`write()`] wrote, in the order in which it happened: by `at_ns`, and as it stands where that is equal. Empty
 /// lines are skipped, fields that are not known too.
 ///
 /// # Errors

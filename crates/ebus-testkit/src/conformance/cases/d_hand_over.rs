@@ -9,6 +9,7 @@ use super::super::failure::Checked;
 use super::super::faulty::{Down, Faulty};
 use super::super::handler::{fails, rejects};
 use super::super::wait::Gate;
+use crate::history::Kind;
 
 fn begins(delivery: &Delivery, with: &str) -> bool {
     delivery.key().and_then(|key| key.as_str()).is_some_and(|key| key.starts_with(with))
@@ -140,6 +141,23 @@ pub(super) async fn d13_take_over_kill_take_over(ctx: &Ctx) -> Checked {
     ctx.until_handled(KEYS * 10 + 16).await
 }
 
+/// Nothing of what is given up starts again: neither what failed meanwhile, nor what is behind it. `since` is when all of it
+/// was known to be given up.
+fn starts_nothing_while_revoked(ctx: &Ctx, member: &str, since: u64) {
+    let events = ctx.history.events();
+    let released: Vec<_> = events
+        .iter()
+        .filter(|event| event.kind == Kind::Released && event.member.as_deref() == Some(member))
+        .map(|event| (&event.topic, event.partition, event.epoch))
+        .collect();
+    assert!(!released.is_empty(), "nothing was released");
+    for event in events.iter().filter(|event| event.kind == Kind::Start && event.at_ns > since) {
+        let ownership = (&event.topic, event.partition, event.epoch);
+        let is_its = event.member.as_deref() == Some(member) && released.contains(&ownership);
+        assert!(!is_its, "started while its partition was being given up: {event:?}");
+    }
+}
+
 /// d14: a message that waits for its retry, one whose dead letter is being published, and one that fails while its
 /// partition is revoked: each runs or is dead-lettered at the next owner, in order.
 pub(super) async fn d14_what_waits_at_a_hand_over_runs_at_the_next(ctx: &Ctx) -> Checked {
@@ -188,8 +206,10 @@ pub(super) async fn d14_what_waits_at_a_hand_over_runs_at_the_next(ctx: &Ctx) ->
             Ok(first.state().await.partitions.iter().any(|partition| partition.ending).then_some(()))
         })
         .await?;
+        let since = ctx.history.now_ns();
         revoked.open();
         second.until_it_owns(1).await?;
+        starts_nothing_while_revoked(ctx, first.name(), since);
         let report = first.drain(within).await;
         assert!(report.committed.is_ok(), "{report:?}");
         second.until_it_owns(2).await?;
@@ -198,8 +218,10 @@ pub(super) async fn d14_what_waits_at_a_hand_over_runs_at_the_next(ctx: &Ctx) ->
         let draining = tokio::spawn(async move { pool.drain(within).await });
         // Answered behind the drain: it has begun.
         let _ = first.state().await;
+        let since = ctx.history.now_ns();
         revoked.open();
         let report = draining.await?;
+        starts_nothing_while_revoked(ctx, first.name(), since);
         assert!(report.committed.is_ok(), "{report:?}");
         let _ = first.drain(within).await;
         let _ = second.start().await?;
