@@ -44,32 +44,34 @@ pub(crate) struct Queued {
 }
 
 /// What is sent, found by the number that its acknowledgement carries. O(1): acknowledgements come nearly in order.
+///
+/// Numbers are never used again, so that an acknowledgement that comes after its time-out is nobody's.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     base: u64,
-    flights: VecDeque<Option<Flight>>,
+    flights: VecDeque<Option<(u64, Flight)>>,
     len: usize,
 }
 
 impl Window {
-    /// Numbers grow; some may be left out (messages that failed before they were sent).
+    /// The number of the next one.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.base + self.flights.len() as u64
+    }
+
+    /// Takes the message called as `sequence` in, under the next number.
     pub(crate) fn push(&mut self, sequence: u64, flight: Flight) {
-        if self.flights.is_empty() {
-            self.base = sequence;
-        }
-        while self.base + (self.flights.len() as u64) < sequence {
-            self.flights.push_back(None);
-        }
-        self.flights.push_back(Some(flight));
+        self.flights.push_back(Some((sequence, flight)));
         self.len += 1;
     }
 
-    pub(crate) fn take(&mut self, sequence: u64) -> Option<Flight> {
-        let index = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
-        let flight = self.flights.get_mut(index)?.take()?;
+    /// The message of this number, once.
+    pub(crate) fn take(&mut self, number: u64) -> Option<(u64, Flight)> {
+        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        let taken = self.flights.get_mut(index)?.take()?;
         self.len -= 1;
         self.trim();
-        Some(flight)
+        Some(taken)
     }
 
     fn trim(&mut self) {
@@ -81,15 +83,15 @@ impl Window {
 
     /// The oldest one.
     pub(crate) fn front(&self) -> Option<&Flight> {
-        self.flights.front().and_then(Option::as_ref)
+        self.flights.front().and_then(Option::as_ref).map(|(_, flight)| flight)
     }
 
+    /// Takes the oldest one.
     pub(crate) fn pop(&mut self) -> Option<(u64, Flight)> {
-        let sequence = self.base;
-        let flight = self.flights.front_mut()?.take()?;
+        let popped = self.flights.front_mut()?.take()?;
         self.len -= 1;
         self.trim();
-        Some((sequence, flight))
+        Some(popped)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -116,18 +118,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_is_found_once_whatever_the_order() {
+    async fn each_is_found_once_whatever_the_order_and_numbers_are_never_used_again() {
         let mut window = Window::default();
-        for sequence in [5, 6, 9, 10] {
+        let sequences = [5, 6, 9, 10];
+        let numbers = sequences.map(|sequence| {
+            let number = window.next_number();
             window.push(sequence, flight());
-        }
-        assert!(window.take(6).is_some() && window.take(6).is_none());
-        assert!(window.take(7).is_none() && window.take(4).is_none() && window.take(11).is_none());
+            number
+        });
+        assert_eq!(numbers, [0, 1, 2, 3]);
+        assert_eq!(window.take(1).map(|(sequence, _)| sequence), Some(6));
+        assert!(window.take(1).is_none() && window.take(4).is_none());
         assert_eq!(window.pop().map(|(sequence, _)| sequence), Some(5));
         assert_eq!(window.pop().map(|(sequence, _)| sequence), Some(9));
         assert_eq!(window.len(), 1);
-        assert!(window.take(10).is_some() && window.pop().is_none());
+        assert!(window.take(3).is_some() && window.pop().is_none());
+        assert_eq!(window.next_number(), 4);
         window.push(20, flight());
-        assert_eq!(window.pop().map(|(sequence, _)| sequence), Some(20));
+        assert!(window.take(3).is_none(), "too late");
+        assert_eq!(window.take(4).map(|(sequence, _)| sequence), Some(20));
     }
 }

@@ -75,6 +75,7 @@ mod producer;
 mod pump;
 mod reader;
 mod record;
+mod route;
 mod source;
 mod start;
 mod store;

@@ -22,11 +22,12 @@ use tokio::time::{Instant, Sleep};
 
 use crate::ack::Ack;
 use crate::connection::Connection;
-use crate::flight::{Flight, Queued, Route, Window};
+use crate::error;
+use crate::flight::{Flight, Queued, Window};
 use crate::gate::Gate;
 use crate::keys::KeysInFlight;
+use crate::route::{Known, RouteState};
 use crate::stream::{self, TopicStream};
-use crate::{error, hash};
 
 /// How much is done before other tasks get their turn.
 const BATCH: usize = 64;
@@ -40,24 +41,6 @@ pub(crate) enum Command {
     Publish(Flight, async_nats::HeaderMap, bytes::Bytes),
     /// Finish what was told before, until the deadline.
     Close(Instant, oneshot::Sender<Result<(), Error>>),
-}
-
-/// What is known of a topic that is published to.
-struct RouteState {
-    route: Arc<Route>,
-    known: Option<Known>,
-    /// A lookup is under way, and these wait for it.
-    looking: bool,
-    waiting: VecDeque<Queued>,
-    /// Nobody took these; a lookup will say why.
-    autopsy: Vec<(u64, Flight)>,
-}
-
-struct Known {
-    partitions: u32,
-    subjects: Vec<Subject>,
-    /// Where the next message without a key goes.
-    next: u32,
 }
 
 struct Closing {
@@ -176,8 +159,8 @@ impl Pump {
                 Poll::Ready(Some(message)) => {
                     let number = message.subject.as_str().rsplit('.').next();
                     // What is not in the window had its time-out before.
-                    if let Some(sequence) = number.and_then(|text| text.parse().ok())
-                        && let Some(flight) = self.window.take(sequence)
+                    if let Some(number) = number.and_then(|text| text.parse().ok())
+                        && let Some((sequence, flight)) = self.window.take(number)
                     {
                         self.acknowledged(sequence, flight, Ack::read(&message));
                     }
@@ -288,13 +271,7 @@ impl Pump {
             if self.routes.len() <= route.id {
                 self.routes.resize_with(route.id + 1, || None);
             }
-            let state = self.routes[route.id].get_or_insert_with(|| RouteState {
-                route: route.clone(),
-                known: None,
-                looking: false,
-                waiting: VecDeque::new(),
-                autopsy: Vec::new(),
-            });
+            let state = self.routes[route.id].get_or_insert_with(|| RouteState::new(route.clone()));
             let Some(known) = &mut state.known else {
                 state.waiting.extend(self.queue.pop_front());
                 self.look(route.id);
@@ -315,7 +292,7 @@ impl Pump {
             flight.partition = known.partition(flight.hash);
             let message = OutboundMessage {
                 subject: known.subjects[flight.partition as usize].clone(),
-                reply: Some(Subject::from(format!("{}.{sequence}", self.inbox))),
+                reply: Some(Subject::from(format!("{}.{}", self.inbox, self.window.next_number()))),
                 payload,
                 headers: Some(headers),
             };
@@ -491,31 +468,6 @@ impl Future for Pump {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-}
-
-impl Known {
-    fn read(found: &TopicStream) -> Result<Self, Error> {
-        let Some(subjects) = &found.subjects else {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "the stream was made by somebody else and has not one plain subject; publish with his publisher",
-            )
-            .with_operation(OPERATION)
-            .with_context("stream", &found.name));
-        };
-        let subjects = subjects.iter().map(|subject| Subject::from(subject.as_str())).collect();
-        Ok(Self { partitions: found.partitions, subjects, next: 0 })
-    }
-
-    fn partition(&mut self, hash: Option<u32>) -> u32 {
-        match hash {
-            Some(hash) => hash::partition(hash, self.partitions),
-            None => {
-                self.next = (self.next + 1) % self.partitions;
-                self.next
-            }
-        }
     }
 }
 

@@ -1,0 +1,63 @@
+//! What the publishing task knows of a topic: where its messages go (G2), and who waits to learn it (G7).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use async_nats::Subject;
+use ebus_core::{Error, ErrorKind};
+
+use crate::flight::{Flight, Queued, Route};
+use crate::hash;
+use crate::stream::TopicStream;
+
+/// What is known of a topic that is published to.
+pub(crate) struct RouteState {
+    pub(crate) route: Arc<Route>,
+    pub(crate) known: Option<Known>,
+    /// A lookup is under way, and these wait for it.
+    pub(crate) looking: bool,
+    pub(crate) waiting: VecDeque<Queued>,
+    /// Nobody took these; a lookup will say why.
+    pub(crate) autopsy: Vec<(u64, Flight)>,
+}
+
+pub(crate) struct Known {
+    partitions: u32,
+    pub(crate) subjects: Vec<Subject>,
+    /// Where the next message without a key goes.
+    next: u32,
+}
+
+impl RouteState {
+    pub(crate) fn new(route: Arc<Route>) -> Self {
+        Self { route, known: None, looking: false, waiting: VecDeque::new(), autopsy: Vec::new() }
+    }
+}
+
+impl Known {
+    /// # Errors
+    /// `Unsupported` for a stream that only somebody else's publishers know how to publish to.
+    pub(crate) fn read(found: &TopicStream) -> Result<Self, Error> {
+        let Some(subjects) = &found.subjects else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the stream was made by somebody else and has not one plain subject; publish with his publisher",
+            )
+            .with_operation("publish")
+            .with_context("stream", &found.name));
+        };
+        let subjects = subjects.iter().map(|subject| Subject::from(subject.as_str())).collect();
+        Ok(Self { partitions: found.partitions, subjects, next: 0 })
+    }
+
+    /// Where a message goes: by its key, or in turn.
+    pub(crate) fn partition(&mut self, hash: Option<u32>) -> u32 {
+        match hash {
+            Some(hash) => hash::partition(hash, self.partitions),
+            None => {
+                self.next = (self.next + 1) % self.partitions;
+                self.next
+            }
+        }
+    }
+}
