@@ -127,6 +127,31 @@ fn the_history_can_be_judged_by_somebody_else() {
 }
 
 #[test]
+fn a_run_that_could_not_publish_everything_is_not_kept() {
+    let arguments = ["--url", "memory://?max_message_bytes=100", "--json"];
+    let output = ebus(&[&SMALL[..], &arguments].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("is JSON");
+    assert_eq!((&report["kept"], &report["published"]), (&Value::Bool(false), &Value::from(0)));
+    assert!(report["broken"].to_string().contains("at most 100"), "{report}");
+    assert_eq!(report["broken"].as_array().map(Vec::len), Some(2), "each said once: {report}");
+
+    let output = ebus(&[&SMALL[..], &arguments[..2]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let out = text(&output.stdout);
+    assert!(out.lines().last().is_some_and(|line| line.starts_with("broken: complete: 2,000")), "{out}");
+}
+
+#[test]
+fn a_log_that_is_full_slows_the_run_and_breaks_nothing() {
+    let output =
+        ebus(&[&SMALL[..], &["--url", "memory://?retain_messages=150", "--slow-keys", "0"]].concat());
+    let out = text(&output.stdout);
+    assert!(output.status.success(), "{out}{}", text(&output.stderr));
+    assert!(out.contains("given up by the topic's retention"), "{out}");
+}
+
+#[test]
 fn bad_arguments_are_named_and_nothing_runs() {
     for (arguments, says) in [
         (&["demo", "--events", "0"][..], "--events"),

@@ -71,7 +71,7 @@ let consumer = bus
 
 bus.publish(Envelope::event("order-42", "order.placed", 1, &OrderPlaced { total: 990 })?.to("orders")).await?;
 # assert_eq!(charges.recv().await, Some(990));
-
+// ... until the program is told to stop; then what runs may end, and nothing that finished runs again:
 let report = consumer.drain(Duration::from_secs(30)).await;
 report.committed?;
 bus.close(Duration::from_secs(5)).await?;

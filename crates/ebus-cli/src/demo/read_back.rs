@@ -17,6 +17,8 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) struct ReadBack {
     /// The topic, by partition and ascending offset. `None` is a message that is no event of the plan.
     pub(crate) stored: Vec<(u32, u64, Option<Place>)>,
+    /// Partitions, and where they begin: what is below was given up by the retention that the user chose.
+    pub(crate) earliest: Vec<(u32, u64)>,
     pub(crate) dead_letters: Vec<DeadLetter>,
     /// Partitions, and up to where they are committed.
     pub(crate) committed: Vec<(u32, u64)>,
@@ -35,10 +37,11 @@ impl ReadBack {
         let backend = run.reader.backend().as_ref();
         let plan: &Plan = &run.plan;
         let mut all = Self::default();
-        read(backend, &run.topic, |partition, offset, message| {
+        let earliest = read(backend, &run.topic, |partition, offset, message| {
             all.stored.push((partition, offset, event::place(&message, plan)));
         })
         .await?;
+        all.earliest = earliest;
         read(backend, &run.dead_letters, |_, _, message| {
             let origin = Origin::of(&message)
                 .map(|origin| (origin.group, origin.topic, origin.partition, origin.offset));
@@ -56,14 +59,16 @@ impl ReadBack {
     }
 }
 
+/// Hands on all messages of a topic, and says where its partitions begin.
 async fn read(
     backend: &dyn Backend,
     topic: &Topic,
     mut each: impl FnMut(u32, u64, Message),
-) -> Result<(), Error> {
+) -> Result<Vec<(u32, u64)>, Error> {
     let info = backend.describe_topic(topic).await?;
-    let mut messages = Vec::new();
+    let (mut messages, mut earliest) = (Vec::new(), Vec::new());
     for (partition, info) in (0..).zip(info.partitions) {
+        earliest.push((partition, info.earliest));
         let range = ReadRange::new(topic.clone(), partition, info.earliest, info.end);
         let mut reader = backend.read(range).await?;
         loop {
@@ -80,5 +85,5 @@ async fn read(
             messages.drain(..).for_each(|(offset, message)| each(partition, offset, message));
         }
     }
-    Ok(())
+    Ok(earliest)
 }

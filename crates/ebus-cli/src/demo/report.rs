@@ -160,6 +160,13 @@ pub(crate) fn text(
         let held = if row.count == 0 { "held" } else { "BROKEN" };
         writeln!(out, "  {:<22}{:>12}  {}: {held}", row.promise, number(row.count), row.what)?;
     }
+    if verdict.trimmed > 0 {
+        let trimmed = number(verdict.trimmed);
+        writeln!(
+            out,
+            "\n  {trimmed} events were given up by the topic's retention and could not be read back."
+        )?;
+    }
     for trouble in &course.trouble {
         writeln!(out, "\n  {trouble}")?;
     }

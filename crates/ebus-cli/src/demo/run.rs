@@ -59,6 +59,13 @@ pub(crate) struct Course {
     pub(crate) trouble: Vec<String>,
 }
 
+impl Course {
+    fn say(&mut self, trouble: Option<String>) {
+        // Publishers and members often meet the same.
+        self.trouble.extend(trouble.filter(|trouble| !self.trouble.contains(trouble)));
+    }
+}
+
 impl Run {
     /// Connects and creates the topics of the run.
     pub(crate) async fn prepare(options: &Options, plan: Plan) -> Result<Self, Error> {
@@ -68,7 +75,8 @@ impl Run {
         // A slow key holds up at most the uncommitted span of its partition (16,384 messages): with half of that in a
         // partition, no other key waits for it.
         let partitions = plan.events().div_ceil(8_192).clamp(u64::from(members.max(6)), 64) as u32;
-        let id = format!("demo-{:x}-{:04x}", ebus::Timestamp::now().as_millis(), fastrand::u16(..));
+        // New on the broker, and short: it stands in every event of the history.
+        let id = format!("demo-{:012x}", fastrand::u64(..1 << 48));
         let (topic, dead_letters) = (Topic::new(&id)?, Topic::new(format!("{id}.dlq"))?);
         reader.create_topic(&TopicSpec::new(topic.clone(), partitions)).await?;
         reader.create_topic(&TopicSpec::new(dead_letters.clone(), 3)).await?;
@@ -125,7 +133,7 @@ impl Run {
                     members.push(joined);
                 }
                 published = publishers.join_next(), if publishing => match published {
-                    Some(published) => course.trouble.extend(trouble_of(published)),
+                    Some(published) => course.say(trouble_of(published)),
                     None => publishing = false,
                 },
             }
@@ -136,13 +144,13 @@ impl Run {
                 break;
             }
             if calm.lasts(stored + handled + buried(&consumers)) > PATIENCE {
-                course.trouble.push(self.why(&members, stored, handled).await);
+                course.say(Some(self.why(&members, stored, handled).await));
                 break;
             }
         }
         progress.say("leaving");
         for member in members {
-            course.trouble.extend(leave(member).await);
+            course.say(leave(member).await);
         }
         publishers.shutdown().await;
         Ok(course)

@@ -39,6 +39,8 @@ pub(crate) struct Verdict {
     pub(crate) unexpected: u64,
     /// Partitions whose last event is not committed as finished.
     pub(crate) uncommitted: u64,
+    /// Acknowledged events that the topic's retention has given up: they could not be read back.
+    pub(crate) trimmed: u64,
     /// Events of the plan without an acknowledgement.
     pub(crate) unpublished: u64,
     /// What the broker has that it should not, and the other way round, in words.
@@ -79,6 +81,7 @@ pub(crate) fn judge(events: &[Event], back: &ReadBack, case: &Case<'_>) -> Verdi
         unexpected: found.unexpected,
         uncommitted: found.uncommitted,
         unpublished: case.plan.events().saturating_sub(published),
+        trimmed: found.trimmed,
         findings: found.texts,
         oracle,
     }
@@ -92,6 +95,7 @@ struct Found {
     dead_letters: u64,
     unexpected: u64,
     uncommitted: u64,
+    trimmed: u64,
     texts: Vec<String>,
 }
 
@@ -151,8 +155,11 @@ impl History {
 fn topic(history: &History, back: &ReadBack, found: &mut Found) {
     let there: HashMap<(u32, u64), Option<Place>> =
         back.stored.iter().map(|(partition, offset, place)| ((*partition, *offset), *place)).collect();
+    let earliest: HashMap<u32, u64> = back.earliest.iter().copied().collect();
     for (at, place) in &history.stored {
-        if there.get(at) != Some(place) {
+        if at.1 < earliest.get(&at.0).copied().unwrap_or(0) {
+            found.trimmed += 1;
+        } else if there.get(at) != Some(place) {
             // What was never finished is counted by the oracle.
             found.lost += u64::from(history.finished.contains(at));
             found.say(|| format!("{place:?} was acknowledged at {at:?}, where {:?} is", there.get(at)));

@@ -122,6 +122,17 @@ fn p1_an_acknowledged_event_that_the_topic_lacks_is_lost() {
 }
 
 #[test]
+fn what_retention_gave_up_is_counted_apart() {
+    let mut script = Script::honest();
+    script.back.stored.drain(..10);
+    script.back.earliest = vec![(0, 10)];
+    let verdict = script.judge();
+    assert_eq!((verdict.trimmed, verdict.lost, verdict.kept()), (10, 0, true));
+    script.back.earliest = vec![(0, 9)];
+    assert_eq!(script.judge().lost, 1);
+}
+
+#[test]
 fn p1_a_dead_letter_that_is_not_there_is_lost() {
     let mut script = Script::honest();
     script.back.dead_letters.pop();
