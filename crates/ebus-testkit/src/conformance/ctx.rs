@@ -31,6 +31,7 @@ pub(super) struct Ctx {
     pub(super) rng: Rng,
     pub(super) lives: Mutex<Vec<Arc<Life>>>,
     rules: Mutex<Rules>,
+    receipts: Mutex<Vec<Receipt>>,
     prefix: String,
     connections: AtomicU32,
     /// The connection that no member has: for topics, publishing and reading back.
@@ -50,6 +51,7 @@ impl Ctx {
             rng: Rng::new(seed),
             lives: Mutex::default(),
             rules: Mutex::new(Rules::new()),
+            receipts: Mutex::default(),
             prefix,
             connections: AtomicU32::new(0),
             opened: Mutex::new(vec![control.clone()]),
@@ -147,7 +149,9 @@ impl Ctx {
                 sent.push(send(&mut publisher, topic, key.as_ref(), version).await?);
             }
         }
-        Ok(try_join_all(sent).await?)
+        let receipts = try_join_all(sent).await?;
+        self.receipts.lock().extend(receipts.iter().cloned());
+        Ok(receipts)
     }
 
     /// All that is in a topic, by partition and offset.
@@ -174,11 +178,21 @@ impl Ctx {
         Ok(self.control.committed(group, topic).await?)
     }
 
-    /// How many offsets of a topic a group has committed as finished.
-    pub(super) async fn finished(&self, group: &Group, topic: &Topic) -> Checked<u64> {
-        let committed = self.committed(group, topic).await?;
-        let position = committed.iter().filter_map(|one| one.position.as_ref());
-        Ok(position.map(|position| position.watermark.0 + position.finished.count()).sum())
+    /// How many of the messages that [`publish`](Self::publish) stored in a topic a group has committed as finished.
+    pub(super) async fn finished(&self, group: &Group, topic: &Topic) -> Checked<usize> {
+        Ok(self.finished_in(topic, &self.committed(group, topic).await?))
+    }
+
+    /// The same, of what was committed. Offsets are the broker's: they may begin anywhere and have gaps.
+    pub(super) fn finished_in(&self, topic: &Topic, committed: &[Committed]) -> usize {
+        let is_finished = |receipt: &&Receipt| {
+            let one = committed.iter().find(|one| one.partition == receipt.partition);
+            one.and_then(|one| one.position.as_ref()).is_some_and(|position| {
+                receipt.offset < position.watermark.0 || position.finished.contains(receipt.offset)
+            })
+        };
+        let receipts = self.receipts.lock();
+        receipts.iter().filter(|receipt| receipt.topic == *topic).filter(is_finished).count()
     }
 
     pub(super) async fn ends(&self, topic: &Topic) -> Checked<Vec<NextOffset>> {

@@ -61,21 +61,19 @@ pub(super) async fn e02_commit_never_passes_an_unfinished(ctx: &Ctx) -> Checked 
         .await?;
     // Each look is recorded, and the oracle holds it against what had finished by then.
     let last = Mutex::new([NextOffset(0); 2]);
-    let all = (KEYS * 20 + held.len() * 2) as u64;
+    let all = KEYS * 20 + held.len() * 2;
     ctx.until_some("all is committed", || async {
         if ctx.log.handled() >= KEYS * 20 {
             gate.open();
         }
         let committed = ctx.committed(&group, &topic).await?;
-        let mut finished = 0;
         for one in &committed {
             let Some(position) = &one.position else { continue };
             let mut last = last.lock();
             let before = std::mem::replace(&mut last[one.partition as usize], position.watermark);
             assert!(before <= position.watermark, "{before} moved back to {}", position.watermark);
-            finished += position.watermark.0 + position.finished.count();
         }
-        Ok((finished >= all).then_some(()))
+        Ok((ctx.finished_in(&topic, &committed) >= all).then_some(()))
     })
     .await
 }
@@ -93,7 +91,7 @@ pub(super) async fn e05_closing_deletes_nothing(ctx: &Ctx) -> Checked {
     let report = member.drain(ctx.patience()).await;
     assert!(report.committed.is_ok(), "{report:?}");
     let committed = ctx.committed(&group, &topic).await?;
-    assert_eq!(committed.iter().filter_map(|one| Some(one.position.as_ref()?.watermark.0)).sum::<u64>(), 50);
+    assert_eq!(ctx.finished_in(&topic, &committed), 50);
     let other = ctx.another("later").await?;
     assert_eq!(other.describe_topic(&topic).await?.partitions.len(), 2);
     assert_eq!((ctx.ends(&topic).await?, ctx.read_all(&topic).await?.len()), before);
