@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use ebus_core::{Backend, ErrorKind, Message, Publish};
+use ebus_core::{Backend, ErrorKind, Message, Publish, TopicSpec};
 use ebus_nats::{NatsBackend, NatsConfig};
 use ebus_testkit::brokers::{Home, NatsConfig as Server, launch_nats};
 
@@ -16,6 +16,10 @@ type Test = Box<dyn FnOnce(Home) -> Pin<Box<dyn Future<Output = Tested>>> + Send
 pub(crate) fn trials() -> Vec<(&'static str, Test)> {
     vec![
         ("h01_a_killed_server_loses_nothing_and_both_sides_go_on", Box::new(|home| Box::pin(killed(home)))),
+        (
+            "h04_a_cluster_loses_nothing_when_each_node_is_killed_in_turn",
+            Box::new(|home| Box::pin(cluster(home))),
+        ),
         (
             "p3_a_frozen_server_ends_ownership_within_two_thirds_of_the_lease",
             Box::new(|home| Box::pin(frozen(home))),
@@ -52,6 +56,42 @@ async fn killed(home: Home) -> Tested {
         }
         let expected = 200 + round as usize * 100;
         driver.until("it goes on", |heard| heard.messages.len() >= expected).await?;
+    }
+    driver.close().await?;
+    Ok(())
+}
+
+async fn cluster(home: Home) -> Tested {
+    let mut server = launch_nats(&home, Server::default().with_nodes(3))?;
+    let (backend, topic, group) = (connect(&server.url()).await?, topic("cluster"), group("g"));
+    backend.create_topic(&TopicSpec::new(topic.clone(), 3).with_replicas(3)).await?;
+    let mut driver = Driver::join(&backend, &group, &topic).await?;
+    let mut version = 0u64;
+    for node in 0..3 {
+        server.nodes()[node].kill()?;
+        let deadline = Instant::now() + PATIENCE;
+        for _ in 0..5 {
+            version += 1;
+            for key in 0..10 {
+                // An id, because what timed out may have been stored.
+                let message = Message::new(version.to_string()).with_key(format!("k{key}"));
+                let publish =
+                    Publish::new(topic.clone(), message).with_id(format!("{topic}-{key}-{version}"));
+                while let Err(error) = backend.publisher().publish(publish.clone()).await {
+                    assert!(Instant::now() < deadline, "publishing does not go on: {error:?}");
+                    driver.during(Duration::from_millis(50)).await?;
+                }
+            }
+        }
+        let expected = version as usize * 10;
+        driver.until("it goes on", |heard| heard.messages.len() >= expected).await?;
+        server.nodes()[node].start()?;
+        driver.during(Duration::from_secs(2)).await?;
+    }
+    driver.during(Duration::from_secs(1)).await?;
+    if driver.heard.lost == 0 {
+        assert_eq!(driver.heard.messages.len(), version as usize * 10, "nothing twice");
+        driver.heard.check_order()?;
     }
     driver.close().await?;
     Ok(())
