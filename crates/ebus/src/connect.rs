@@ -41,6 +41,13 @@ fn unknown_scheme(scheme: Option<&str>) -> Error {
     Error::new(ErrorKind::ConfigInvalid, message).with_operation("connect")
 }
 
+#[cfg(feature = "kafka")]
+async fn kafka(url: &str) -> Result<Arc<dyn Backend>, Error> {
+    use ebus_kafka::{KafkaBackend, KafkaConfig};
+    Ok(Arc::new(KafkaBackend::connect(KafkaConfig::from_url(url)?).await?))
+}
+
+#[cfg(not(feature = "kafka"))]
 async fn kafka(_url: &str) -> Result<Arc<dyn Backend>, Error> {
     Err(lacks("kafka"))
 }
@@ -56,6 +63,7 @@ async fn nats(_url: &str) -> Result<Arc<dyn Backend>, Error> {
     Err(lacks("nats"))
 }
 
+#[cfg(not(all(feature = "kafka", feature = "nats")))]
 fn lacks(feature: &'static str) -> Error {
     let message = format!(
         "this build has no backend for {feature}; build it with the cargo feature {feature:?} (--features {feature})"
@@ -104,6 +112,7 @@ mod tests {
         assert!(refused("memory://?colour=red").await.to_string().contains("\"colour\""));
     }
 
+    #[cfg(not(feature = "kafka"))]
     #[tokio::test]
     async fn i06_a_backend_that_the_build_lacks_names_its_feature() {
         let error = refused("kafka://localhost:9092").await;

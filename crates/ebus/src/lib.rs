@@ -86,12 +86,14 @@ bus.close(Duration::from_secs(5)).await?;
 //!
 //! | Feature | Adds |
 //! |---|---|
+//! | `kafka` | the backend for `kafka://`; builds librdkafka, which needs a C compiler |
+//! | `kafka-ssl`, `kafka-sasl`, `kafka-zstd`, ... | build switches of librdkafka, passed through |
 //! | `nats` | the backend for `nats://` and `tls://` |
 //! | `envelope` | events around a payload, typed handlers, the wire format `headers` |
 //! | `envelope-json` | the wire format `json` |
 //! | `rate-limit`, `retry`, `metrics` | a Tower layer each, in `layers` |
 //! | `tower-errors` | `layers::from_tower`: finds errors again that tower's own layers boxed |
-//! | `full` | all of these |
+//! | `full` | all of these but the build switches of librdkafka |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
@@ -117,6 +119,8 @@ pub use ebus_core::{
 #[cfg(feature = "envelope")]
 pub use ebus_envelope as envelope;
 pub use ebus_envelope::{Handled, HandlerError, Raw, raw};
+#[cfg(feature = "kafka")]
+pub use ebus_kafka as kafka;
 #[cfg(any(feature = "metrics", feature = "rate-limit", feature = "retry", feature = "tower-errors"))]
 pub use ebus_layers as layers;
 pub use ebus_memory as memory;
