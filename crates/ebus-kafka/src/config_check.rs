@@ -59,9 +59,10 @@ fn check_typed(config: &KafkaConfig, problems: &mut Vec<String>) {
         problems.push("instance_id is empty; leave it out or give it a name".into());
     }
     if let TopicPolicy::Create { partitions, replicas } = config.topic_policy
-        && (partitions == 0 || replicas == 0) {
-            problems.push("topic_policy: partitions and replicas must be at least 1".into());
-        }
+        && (partitions == 0 || replicas == 0)
+    {
+        problems.push("topic_policy: partitions and replicas must be at least 1".into());
+    }
 }
 
 fn check_bootstrap(bootstrap: &str, problems: &mut Vec<String>) {

@@ -4,7 +4,6 @@
 //! partitions that stay (G4), and membership is kept however slow handlers are (G5). A revocation is only recorded in its
 //! callback; the source unassigns when nothing of the partitions runs any more (G3).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use ebus_core::{Error, ErrorKind, Group, Topic};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
@@ -24,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
 use crate::error::{from_code, from_kafka};
+use crate::sys::commit::{Answer, Commits};
 
 /// How long one turn waits for events: the most that a command waits.
 const TURN: Duration = Duration::from_millis(10);
@@ -43,7 +43,7 @@ pub(crate) enum MemberEvent {
     /// Membership has ended; all partitions are gone. The handle joins again by itself unless `recv` rests.
     LostAll(Error),
     /// The answer to [`Command::Commit`], per partition.
-    Committed(Result<HashMap<Place, Option<RDKafkaErrorCode>>, RDKafkaErrorCode>),
+    Committed(Answer),
     /// Passing trouble.
     Trouble(Error),
     /// The handle is of no use any more.
@@ -95,7 +95,10 @@ impl Member {
         let context =
             MemberContext { log: Log::default(), events: events_in.clone(), leaving: AtomicBool::new(false) };
         let handle = clients::consumer(&clients::member(config, group), context, "join")?;
+        let commits =
+            Commits::of(&handle).ok_or_else(|| from_code("join", RDKafkaErrorCode::InvalidArgument))?;
         let turn = Turn {
+            commits,
             handle,
             events: events_in,
             pulse: pulse.clone(),
@@ -127,6 +130,8 @@ impl Member {
 
 /// The thread's own.
 struct Turn {
+    /// Dropped before the handle.
+    commits: Commits,
     handle: BaseConsumer<MemberContext>,
     events: mpsc::UnboundedSender<MemberEvent>,
     pulse: Arc<Pulse>,
@@ -157,12 +162,16 @@ impl Turn {
             if let Some(Err(error)) = self.handle.poll(TURN) {
                 self.polled(error);
             }
+            while let Some(answer) = self.commits.poll() {
+                self.say(MemberEvent::Committed(answer));
+            }
         }
     }
 
     fn leave(self) {
         self.handle.context().leaving.store(true, Ordering::Release);
         // Dropping it serves the last revocation, leaves the group and blocks for about 100 ms: hence here.
+        drop(self.commits);
         drop(self.handle);
     }
 
@@ -173,9 +182,11 @@ impl Turn {
                 self.subscribe();
             }
             Command::Commit(commits) => {
-                let sent = list(&commits).and_then(|list| self.handle.commit(&list, CommitMode::Async));
-                if let Err(error) = sent {
-                    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                let code =
+                    |error: KafkaError| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                let sent =
+                    list(&commits).map_err(code).and_then(|list| self.commits.send(&self.handle, &list));
+                if let Err(code) = sent {
                     self.say(MemberEvent::Committed(Err(code)));
                 }
             }
@@ -337,23 +348,5 @@ impl ConsumerContext for MemberContext {
         };
         // A source that is gone hears nothing.
         let _ = self.events.send(event);
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let committed = match result {
-            Ok(()) => {
-                let answer =
-                    |error: KafkaResult<()>| error.err().and_then(|error| error.rdkafka_error_code());
-                Ok(offsets
-                    .elements()
-                    .iter()
-                    .map(|element| {
-                        ((element.topic().to_owned(), element.partition()), answer(element.error()))
-                    })
-                    .collect())
-            }
-            Err(error) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
-        };
-        let _ = self.events.send(MemberEvent::Committed(committed));
     }
 }

@@ -30,6 +30,7 @@ use crate::error::{from_code, from_kafka, kind_of};
 use crate::member::{Command, Member, MemberEvent, Place, names};
 use crate::positions::{TakeOver, take_over};
 use crate::reader::drop_elsewhere;
+use crate::sys::commit::Answer;
 use crate::sys::queue::{Batch, PartitionQueue};
 use crate::topics::Control;
 
@@ -598,7 +599,7 @@ impl KafkaSource {
         }
     }
 
-    fn committed(&mut self, result: Result<HashMap<Place, Option<RDKafkaErrorCode>>, RDKafkaErrorCode>) {
+    fn committed(&mut self, result: Answer) {
         let Some(commit) = self.in_flight.take() else { return };
         let mut fenced = None;
         let mut failed = None;

@@ -168,12 +168,21 @@ impl Control {
     /// Where a partition begins and ends.
     pub(crate) fn range(&self, topic: &Topic, partition: u32) -> Result<PartitionInfo, Error> {
         let number = i32::try_from(partition).unwrap_or(i32::MAX);
-        let (low, high) =
-            self.client().fetch_watermarks(topic.as_str(), number, self.timeout()).map_err(|error| {
-                from_kafka("read offsets", error)
-                    .with_context("topic", topic)
-                    .with_context("partition", partition)
-            })?;
+        let end = Instant::now() + self.timeout();
+        let (low, high) = loop {
+            let left = end.saturating_duration_since(Instant::now()).max(SETTLING);
+            match self.client().fetch_watermarks(topic.as_str(), number, left) {
+                Ok(range) => break range,
+                Err(error) => {
+                    // The leader of a partition that is new, or that moved, is not known everywhere at once.
+                    let error = from_kafka("read offsets", error);
+                    if error.kind() != ErrorKind::Unavailable || Instant::now() >= end {
+                        return Err(error.with_context("topic", topic).with_context("partition", partition));
+                    }
+                    std::thread::sleep(SETTLING);
+                }
+            }
+        };
         let at = |offset: i64| u64::try_from(offset).unwrap_or(0);
         Ok(PartitionInfo { earliest: at(low), end: NextOffset(at(high)) })
     }
