@@ -48,7 +48,9 @@ impl Budget {
         if messages == 0 || bytes == 0 {
             return 0;
         }
-        messages.min((bytes / self.largest).max(1)).min(LARGEST_READ)
+        // A quarter of what is free: a source may give all of it from one partition, and the others must have room after that.
+        let messages = (messages / 4).max(1);
+        messages.min((bytes / 4 / self.largest).max(1)).min(LARGEST_READ)
     }
 
     /// A read begins: what was seen long ago counts less.
@@ -121,6 +123,19 @@ mod tests {
             budget.give(hot, 1);
         }
         assert!(budget.held_by(hot).messages < 5_000, "comes back later than it went");
+    }
+
+    #[test]
+    fn f02_one_hot_partition_does_not_take_all_by_one_read() {
+        let mut budget = Budget::new(4_096, 1 << 30);
+        let (hot, quick) = (Slot(0), Slot(1));
+        while !budget.is_over(hot, 4, false) {
+            for _ in 0..budget.room() {
+                budget.take(hot, 1);
+            }
+        }
+        assert!(budget.room() >= 256, "{}", budget.room());
+        assert!(!budget.is_over(quick, 4, false));
     }
 
     #[test]
