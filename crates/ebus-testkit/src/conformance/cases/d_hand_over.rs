@@ -131,9 +131,11 @@ pub(super) async fn d13_take_over_kill_take_over(ctx: &Ctx) -> Checked {
             let limits = LedgerLimits::default().with_max_span(3);
             options.with_limits(limits).with_commit_interval(Duration::from_millis(20))
         })
-        .handler(
-            |delivery| async move { if delivery.offset() == 1 { Outcome::Ack } else { fails("not yet") } },
-        )
+        .handler(move |delivery| {
+            let place = (delivery.partition().partition, delivery.offset());
+            let outcome = if seconds.contains(&place) { Outcome::Ack } else { fails("not yet") };
+            async { outcome }
+        })
         .start()
         .await?;
     ctx.until_some("the second owner has committed", || async {
