@@ -4,10 +4,13 @@
 //! `EBUS_NATS_URL`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Parser;
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
@@ -40,6 +43,10 @@ fn all() -> Vec<Box<dyn Benchmark>> {
     vec![
         Box::new(pool::PoolAlone),
         Box::new(memory::EndToEnd),
+        #[cfg(feature = "kafka")]
+        Box::new(kafka::Publish::default()),
+        #[cfg(feature = "kafka")]
+        Box::new(kafka::Consume::default()),
         #[cfg(feature = "nats")]
         Box::new(nats::Publish::default()),
         #[cfg(feature = "nats")]
@@ -59,16 +66,24 @@ fn chosen(only: &[String]) -> Result<Vec<Box<dyn Benchmark>>> {
     let unknown: Vec<_> =
         only.iter().filter(|only| !all.iter().any(|one| named(one.name(), only))).cloned().collect();
     if !unknown.is_empty() {
-        let mut known: Vec<_> = all.iter().flat_map(|one| [group(one.name()), one.name()]).collect();
-        known.dedup();
+        let known: Vec<_> = all.iter().map(|one| one.name()).collect();
         bail!("no benchmark is called {}; this build has {}", unknown.join(", "), known.join(", "));
     }
     all.retain(|one| only.is_empty() || only.iter().any(|only| named(one.name(), only)));
     Ok(all)
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
     let chosen = chosen(&args.only)?;
     if args.list {
         chosen.iter().for_each(|one| println!("{}", one.name()));
@@ -102,6 +117,8 @@ mod tests {
     #[test]
     fn a_name_chooses_one_and_what_stands_before_its_dash_chooses_all_of_a_broker() {
         assert_eq!(names(&["memory"]), ["memory"]);
+        #[cfg(feature = "kafka")]
+        assert_eq!(names(&["kafka"]), ["kafka-publish", "kafka-consume"]);
         #[cfg(feature = "nats")]
         assert_eq!(names(&["nats-publish", "pool"]), ["pool", "nats-publish"]);
     }

@@ -1,6 +1,6 @@
 //! Our side, the same for every broker: publishing with every receipt awaited; a source, a pool, a handler that does
 //! nothing, committed positions.
-#![cfg_attr(not(feature = "nats"), allow(dead_code))]
+#![cfg_attr(not(any(feature = "kafka", feature = "nats")), allow(dead_code))]
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
