@@ -34,7 +34,7 @@ impl Benchmark for EndToEnd {
 
     fn work(&self) -> String {
         format!(
-            "{MESSAGES} messages from publish to handler, 10,000 keys, 230 bytes, a handler that does nothing"
+            "{MESSAGES} messages made beforehand, from publish to handler, 10,000 keys, 230 bytes, a handler that does nothing"
         )
     }
 

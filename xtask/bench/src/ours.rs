@@ -19,7 +19,7 @@ use crate::work::Countdown;
 pub(crate) async fn publish<S>(
     mut producer: S,
     topic: Topic,
-    messages: Arc<[Message]>,
+    messages: &'static [Message],
     n: usize,
     window: usize,
 ) -> Result<f64>

@@ -36,7 +36,7 @@ impl Benchmark for PoolAlone {
     }
 
     fn work(&self) -> String {
-        format!("{MESSAGES} messages from memory, 10,000 keys, a handler that does nothing")
+        format!("{MESSAGES} messages made beforehand, 10,000 keys, a handler that does nothing")
     }
 
     fn ours_is(&self) -> String {
@@ -61,7 +61,7 @@ struct Ready {
     ownership: Ownership,
     owned: Vec<Owned>,
     next: Vec<u64>,
-    messages: Vec<Message>,
+    messages: &'static [Message],
     left: usize,
     unsettled: usize,
     done: Option<tokio::sync::oneshot::Sender<()>>,

@@ -76,7 +76,7 @@ impl Benchmark for Consume {
         let prepared =
             self.0.insert(Prepared { cluster, topic: topic.clone(), lengths: Vec::new(), groups: 0 });
         let name = topic.clone();
-        tokio::task::spawn_blocking(move || raw::publish(client, &name, &messages(), MESSAGES)).await??;
+        tokio::task::spawn_blocking(move || raw::publish(client, &name, messages(), MESSAGES)).await??;
         prepared.cluster.check_length(&topic, MESSAGES).await?;
         prepared.lengths = prepared.cluster.lengths(&topic).await?;
         Ok(())

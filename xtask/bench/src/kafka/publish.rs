@@ -1,11 +1,10 @@
 //! Publishing: durable and idempotent, keyed, every delivery report awaited.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use ebus_core::{Backend, Message, Topic};
+use ebus_core::{Backend, Topic};
 use ebus_kafka::{KafkaBackend, KafkaConfig};
 
 use crate::kafka::cluster::Cluster;
@@ -18,15 +17,10 @@ const MESSAGES: usize = 1_000_000;
 
 /// Publishing to Kafka.
 #[derive(Default)]
-pub(crate) struct Publish(Option<Prepared>);
-
-struct Prepared {
-    cluster: Cluster,
-    messages: Arc<[Message]>,
-}
+pub(crate) struct Publish(Option<Cluster>);
 
 impl Publish {
-    fn prepared(&mut self) -> Result<&mut Prepared> {
+    fn cluster(&mut self) -> Result<&mut Cluster> {
         self.0.as_mut().context("not prepared")
     }
 }
@@ -64,18 +58,18 @@ impl Benchmark for Publish {
     }
 
     async fn prepare(&mut self) -> Result<()> {
-        self.0 = Some(Prepared { cluster: Cluster::find()?, messages: messages().into() });
+        self.0 = Some(Cluster::find()?);
         Ok(())
     }
 
     async fn ours(&mut self) -> Result<f64> {
-        let Prepared { cluster, messages } = self.prepared()?;
+        let cluster = self.cluster()?;
         let name = cluster.create_topic().await?;
         let config = KafkaConfig::from_url(&cluster.url)?;
         let window = config.in_flight_messages;
         let backend = KafkaBackend::connect(config).await?;
         let rate =
-            ours::publish(backend.producer(), Topic::new(name.as_str())?, messages.clone(), MESSAGES, window)
+            ours::publish(backend.producer(), Topic::new(name.as_str())?, messages(), MESSAGES, window)
                 .await?;
         backend.close(Duration::from_secs(10)).await?;
         cluster.check_length(&name, MESSAGES).await?;
@@ -84,11 +78,11 @@ impl Benchmark for Publish {
     }
 
     async fn baseline(&mut self) -> Result<f64> {
-        let Prepared { cluster, messages } = self.prepared()?;
+        let cluster = self.cluster()?;
         let name = cluster.create_topic().await?;
-        let (client, topic, messages) = (cluster.client(), name.clone(), messages.clone());
+        let (client, topic) = (cluster.client(), name.clone());
         let rate =
-            tokio::task::spawn_blocking(move || raw::publish(client, &topic, &messages, MESSAGES)).await??;
+            tokio::task::spawn_blocking(move || raw::publish(client, &topic, messages(), MESSAGES)).await??;
         cluster.check_length(&name, MESSAGES).await?;
         cluster.delete_topic(&name).await?;
         Ok(rate)
@@ -96,7 +90,7 @@ impl Benchmark for Publish {
 
     async fn clean_up(&mut self) -> Result<()> {
         match self.0.take() {
-            Some(mut prepared) => prepared.cluster.delete_topics().await,
+            Some(mut cluster) => cluster.delete_topics().await,
             None => Ok(()),
         }
     }

@@ -1,11 +1,10 @@
 //! Catching up: a stream full of messages, read by a new group of one member, positions committed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use ebus_core::{Backend, Message, Topic};
+use ebus_core::{Backend, Topic};
 use ebus_nats::NatsBackend;
 
 use crate::nats::raw::{self, Acks};
@@ -85,10 +84,9 @@ impl Benchmark for Consume {
 
     async fn prepare(&mut self) -> Result<()> {
         let mut server = Server::find().await?;
-        let messages: Arc<[Message]> = messages().into();
         let stream = server.create_stream().await?;
         let filled =
-            raw::publish(server.client.clone(), stream.clone(), messages.clone(), MESSAGES, IN_FLIGHT).await;
+            raw::publish(server.client.clone(), stream.clone(), messages(), MESSAGES, IN_FLIGHT).await;
         let backend = NatsBackend::connect(server.config()?.with_max_in_flight(IN_FLIGHT)).await?;
         let topic = server.create_topic(&backend).await?;
         let prepared = self.prepared.insert(Prepared {
@@ -98,7 +96,7 @@ impl Benchmark for Consume {
             groups: 0,
         });
         filled?;
-        ours::publish(backend.producer(), topic.clone(), messages, MESSAGES, IN_FLIGHT).await?;
+        ours::publish(backend.producer(), topic.clone(), messages(), MESSAGES, IN_FLIGHT).await?;
         backend.close(Duration::from_secs(10)).await?;
         for stream in [topic.as_str(), &stream] {
             prepared.server.check_length(stream, MESSAGES).await?;

@@ -1,11 +1,10 @@
 //! Publishing: stored in a file, keyed, every acknowledgement awaited.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use ebus_core::{Backend, Message};
+use ebus_core::Backend;
 use ebus_nats::{NatsBackend, NatsConfig};
 
 use crate::nats::raw;
@@ -18,19 +17,14 @@ const MESSAGES: usize = 300_000;
 
 /// Publishing to JetStream.
 #[derive(Default)]
-pub(crate) struct Publish(Option<Prepared>);
-
-struct Prepared {
-    server: Server,
-    messages: Arc<[Message]>,
-}
+pub(crate) struct Publish(Option<Server>);
 
 fn window() -> usize {
     NatsConfig::new(["nats://localhost"]).max_in_flight
 }
 
 impl Publish {
-    fn prepared(&mut self) -> Result<&mut Prepared> {
+    fn server(&mut self) -> Result<&mut Server> {
         self.0.as_mut().context("not prepared")
     }
 }
@@ -68,16 +62,15 @@ impl Benchmark for Publish {
     }
 
     async fn prepare(&mut self) -> Result<()> {
-        self.0 = Some(Prepared { server: Server::find().await?, messages: messages().into() });
+        self.0 = Some(Server::find().await?);
         Ok(())
     }
 
     async fn ours(&mut self) -> Result<f64> {
-        let Prepared { server, messages } = self.prepared()?;
+        let server = self.server()?;
         let backend = NatsBackend::connect(server.config()?).await?;
         let topic = server.create_topic(&backend).await?;
-        let rate =
-            ours::publish(backend.producer(), topic.clone(), messages.clone(), MESSAGES, window()).await?;
+        let rate = ours::publish(backend.producer(), topic.clone(), messages(), MESSAGES, window()).await?;
         backend.close(Duration::from_secs(10)).await?;
         server.check_length(topic.as_str(), MESSAGES).await?;
         server.delete_stream(topic.as_str()).await?;
@@ -85,18 +78,18 @@ impl Benchmark for Publish {
     }
 
     async fn baseline(&mut self) -> Result<f64> {
-        let Prepared { server, messages } = self.prepared()?;
+        let server = self.server()?;
         let stream = server.create_stream().await?;
         let rate =
-            raw::publish(server.client.clone(), stream.clone(), messages.clone(), MESSAGES, window()).await?;
+            raw::publish(server.client.clone(), stream.clone(), messages(), MESSAGES, window()).await?;
         server.check_length(&stream, MESSAGES).await?;
         server.delete_stream(&stream).await?;
         Ok(rate)
     }
 
     async fn clean_up(&mut self) -> Result<()> {
-        if let Some(mut prepared) = self.0.take() {
-            prepared.server.delete_streams().await;
+        if let Some(mut server) = self.0.take() {
+            server.delete_streams().await;
         }
         Ok(())
     }

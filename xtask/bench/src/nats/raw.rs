@@ -38,7 +38,7 @@ pub(crate) enum Acks {
 pub(crate) async fn publish(
     client: Client,
     stream: String,
-    messages: Arc<[Message]>,
+    messages: &'static [Message],
     n: usize,
     window: usize,
 ) -> Result<f64> {
