@@ -55,12 +55,15 @@ impl Step {
                 let none = passes(&mut cargo(
                     "clippy --workspace --all-targets --no-default-features -- -D warnings",
                 ))?;
-                let all =
-                    passes(&mut cargo("clippy --workspace --all-targets --all-features -- -D warnings"))?;
+                let features = workspace.all_features(&[]);
+                let all = passes(&mut cargo(&format!(
+                    "clippy --workspace --all-targets --features {features} -- -D warnings"
+                )))?;
                 Ok(none && all)
             }
             Self::Docs => {
-                let mut doc = cargo("doc --workspace --all-features --no-deps");
+                let mut doc =
+                    cargo(&format!("doc --workspace --features {} --no-deps", workspace.all_features(&[])));
                 passes(doc.env("RUSTDOCFLAGS", "-D warnings"))
             }
             Self::Alone => alone(workspace),
@@ -73,10 +76,8 @@ fn alone(workspace: &Workspace) -> Result<bool> {
     let mut kept = true;
     for package in workspace.packages() {
         let name = &package.name;
-        let mut features: Vec<&str> = package.features.keys().map(String::as_str).collect();
-        features.retain(|feature| *feature != "default");
         kept &= passes(&mut command(workspace, &format!("check --quiet -p {name} --no-default-features")))?;
-        for feature in features {
+        for feature in Workspace::features(package) {
             let line = format!("check --quiet -p {name} --no-default-features --features {feature}");
             kept &= passes(&mut command(workspace, &line))?;
         }

@@ -22,9 +22,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let began = Instant::now();
-    let chosen = |arg: &String| arg.starts_with("-p") || arg.starts_with("--package");
-    let mut all = vec!["test", "--all-features", "--no-fail-fast"];
-    if !args.args.iter().take_while(|arg| *arg != "--").any(chosen) {
+    let chosen = chosen(&args.args);
+    let features = workspace.all_features(&chosen);
+    let mut all = vec!["test", "--no-fail-fast", "--features", &features];
+    if chosen.is_empty() {
         all.push("--workspace");
     }
     all.extend(args.args.iter().map(String::as_str));
@@ -50,6 +51,20 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let verdict = if kept { "all that ran passed" } else { "not everything passed" };
     println!("{verdict}, {:.0} s", began.elapsed().as_secs_f64());
     Ok(kept)
+}
+
+/// The crates that `-p` names.
+fn chosen(args: &[String]) -> Vec<String> {
+    let mut chosen = Vec::new();
+    let mut args = args.iter().take_while(|arg| *arg != "--");
+    while let Some(arg) = args.next() {
+        if arg == "-p" || arg == "--package" {
+            chosen.extend(args.next().cloned());
+        } else if let Some(name) = arg.strip_prefix("--package=").or_else(|| arg.strip_prefix("-p")) {
+            chosen.push(name.to_owned());
+        }
+    }
+    chosen
 }
 
 /// Builds everything before any server starts, and learns which executable comes from which crate: `cargo test` itself

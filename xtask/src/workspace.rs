@@ -45,6 +45,27 @@ impl Workspace {
         packages
     }
 
+    /// The features of a crate that every machine can build: `default` and the build switches of librdkafka apart, which
+    /// `package.metadata.ebus.build-switches` names.
+    pub(crate) fn features(package: &Package) -> Vec<&str> {
+        let switches = package.metadata["ebus"]["build-switches"].as_array();
+        let is_switch = |name: &str| switches.is_some_and(|list| list.iter().any(|switch| switch == name));
+        let names = package.features.keys().map(String::as_str);
+        names.filter(|name| *name != "default" && !is_switch(name)).collect()
+    }
+
+    /// All of these of all crates, or of those named, as cargo takes them.
+    pub(crate) fn all_features(&self, of: &[String]) -> String {
+        let packages = self
+            .packages()
+            .into_iter()
+            .filter(|package| of.is_empty() || of.contains(&package.name.to_string()));
+        let features = packages.flat_map(|package| {
+            Self::features(package).into_iter().map(move |feature| format!("{}/{feature}", package.name))
+        });
+        features.collect::<Vec<_>>().join(",")
+    }
+
     /// Cargo, in the root of the project.
     pub(crate) fn cargo<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
