@@ -6,6 +6,7 @@ use std::time::Duration;
 use ebus_core::{Error, ErrorKind, Handler, Source, Topic};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::config::PoolConfig;
 use crate::driver::{Control, Driver};
@@ -60,10 +61,11 @@ impl Pool {
             config,
         });
         let (to_driver, from_shards) = unbounded_channel();
+        let mut tasks = JoinSet::new();
         let to_shards = (0..shards)
             .map(|index| {
                 let (to_shard, rx) = unbounded_channel();
-                tokio::spawn(Shard::new(index, shared.clone(), rx, to_driver.clone()).run());
+                tasks.spawn(Shard::new(index, shared.clone(), rx, to_driver.clone()).run());
                 to_shard
             })
             .collect();
@@ -71,7 +73,7 @@ impl Pool {
         let (control, control_rx) = unbounded_channel();
         let handlers = handlers.into_runners(shards);
         let (report, report_rx) = watch::channel(None);
-        let driver = Driver::new(shared.clone(), source, control_rx, from_shards, to_shards, report);
+        let driver = Driver::new(shared.clone(), source, control_rx, from_shards, (to_shards, tasks), report);
         tokio::spawn(driver.run(handlers));
         Ok(Self { control, report: report_rx, shared, shards })
     }

@@ -131,6 +131,44 @@ async fn p9_a_panic_is_the_failure_of_that_message_only() {
     assert_eq!(pool.counters().handled, 20);
 }
 
+/// A handler that panics when called, and cannot be cloned once the pool has its clones.
+struct Fragile(Arc<AtomicUsize>);
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        assert!(self.0.fetch_add(1, SeqCst) < 100, "no more clones");
+        Self(self.0.clone())
+    }
+}
+
+impl tower::Service<ebus_core::Delivery> for Fragile {
+    type Response = Outcome;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Outcome, std::convert::Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: ebus_core::Delivery) -> Self::Future {
+        self.0.store(100, SeqCst);
+        panic!("in the call");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p9_a_shard_that_dies_ends_the_pool_with_an_error() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config()).expect("valid");
+    pool.subscribe(topic(), Fragile(Arc::new(AtomicUsize::new(0)))).expect("open");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    let report = pool.ended().await;
+    let error = report.committed.expect_err("it did not end by itself");
+    assert!(error.to_string().contains("shard"), "{error}");
+    assert_eq!(script.finished(), [0u64; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn p5_messages_held_stay_below_the_budget_and_reading_resumes() {
     let (mut script, source) = script();

@@ -10,6 +10,7 @@ use ebus_core::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::endings::{Ending, Endings, Then};
@@ -64,6 +65,8 @@ pub(crate) struct Driver {
     control: UnboundedReceiver<Control>,
     from_shards: UnboundedReceiver<FromShard>,
     shards: Vec<UnboundedSender<ToShard>>,
+    /// The shards' tasks: none ends before the driver.
+    tasks: JoinSet<()>,
     router: Router,
     budget: Budget,
     partitions: Vec<Option<Partition>>,
@@ -87,7 +90,7 @@ impl Driver {
         source: Box<dyn Source>,
         control: UnboundedReceiver<Control>,
         from_shards: UnboundedReceiver<FromShard>,
-        shards: Vec<UnboundedSender<ToShard>>,
+        (shards, tasks): (Vec<UnboundedSender<ToShard>>, JoinSet<()>),
         report: watch::Sender<Option<DrainReport>>,
     ) -> Self {
         let config = &shared.config;
@@ -95,6 +98,7 @@ impl Driver {
             router: Router::new(shards.len()),
             budget: Budget::new(config.budget_messages, config.budget_bytes),
             batches: shards.iter().map(|_| Vec::new()).collect(),
+            tasks,
             shared,
             source,
             control,
@@ -150,6 +154,9 @@ impl Driver {
                     Some(message) => self.shard_said(message),
                     None => break Some(Error::new(ErrorKind::Unexpected, "the shards of the pool have ended")),
                 },
+                Some(_) = self.tasks.join_next() => {
+                    break Some(Error::new(ErrorKind::Unexpected, "a shard of the pool has ended by a panic outside of any run; its log line says where"));
+                }
                 () = sleep_until(wake) => {
                     let due = self.endings.take_due(Instant::now());
                     self.cancel(&due);
