@@ -3,10 +3,10 @@
 //! | Promise | Kept in |
 //! |---|---|
 //! | G1, G7: durable, idempotent, in the order of `call` | `clients.rs`, `producer.rs` |
-//! | G3: late revocation, epochs in the commit's metadata | `member.rs`, `source.rs` |
-//! | G4: a hand-over never stops the partitions that stay | two handles: `member.rs` has partitions, `source.rs` fetches |
-//! | G5: bounds of what is in flight, prefetched and uncommitted | `in_flight.rs`, `clients.rs`, `source.rs` |
-//! | G6: positions with what finished above the watermark | `positions.rs`, `source.rs` |
+//! | G3: late revocation, epochs in the commit's metadata | `member.rs`, `source/` |
+//! | G4: a hand-over never stops the partitions that stay | two handles: `member.rs` has partitions, `source/` fetches |
+//! | G5: bounds of what is in flight, prefetched and uncommitted | `in_flight.rs`, `clients.rs`, `source/` |
+//! | G6: positions with what finished above the watermark | `positions.rs`, `source/` |
 //! | G8, G9: typed settings, typed errors | `config*.rs`, `properties.rs`, `error.rs` |
 //!
 //! ```no_run

@@ -1,0 +1,191 @@
+//! Reading what is owned, a chunk of each partition in turn (G4, G5).
+
+use ebus_core::{Error, ErrorKind, Inbound, Message, Owned, Ownership, PartitionInfo, SourceEvent};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::{CHUNK, Found, KafkaSource, Phase};
+use crate::convert::slab_len;
+use crate::error::{from_code, from_kafka};
+use crate::member::{Place, names};
+use crate::sys::queue::PartitionQueue;
+
+impl KafkaSource {
+    pub(super) fn fetch_from(&mut self, place: &Place, at: u64) -> Result<(), Error> {
+        let Some(fetch) = &self.fetch else { return Ok(()) };
+        if !self.queues.contains_key(place) {
+            let ready = self.ready.clone();
+            let queue = PartitionQueue::split(fetch, &place.0, place.1, Box::new(move || ready.notify_one()))
+                .ok_or_else(|| from_code("consume", RDKafkaErrorCode::UnknownPartition))?;
+            self.queues.insert(place.clone(), queue);
+        }
+        let wrong = |error| from_kafka("consume", error);
+        let mut list = TopicPartitionList::new();
+        let from = Offset::Offset(i64::try_from(at).unwrap_or(i64::MAX));
+        list.add_partition_offset(&place.0, place.1, from).map_err(wrong)?;
+        if let Some(queue) = self.queues.get(place) {
+            queue.rearm();
+        }
+        fetch.incremental_assign(&list).map_err(wrong)?;
+        if let Some(queue) = self.queues.get(place) {
+            queue.rearm();
+        }
+        // What came before the queue was split off again wakes nobody.
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    pub(super) fn stop_fetching(&mut self, places: &[Place]) {
+        let Some(fetch) = &self.fetch else { return };
+        let assigned: Vec<Place> =
+            places.iter().filter(|place| self.queues.contains_key(*place)).cloned().collect();
+        if assigned.is_empty() {
+            return;
+        }
+        if let Err(error) = fetch.incremental_unassign(&names(&assigned)) {
+            tracing::debug!(%error, "partitions were not fetched any more");
+        }
+        for place in &assigned {
+            self.queues.remove(place);
+        }
+    }
+
+    /// Hands messages on, a chunk of each partition in turn.
+    pub(super) fn read(&mut self, mut room: usize, out: &mut Vec<SourceEvent>) {
+        let parts = self.parts.len();
+        let mut idle = 0;
+        while room > 0 && parts > 0 && idle < parts {
+            self.turn = (self.turn + 1) % parts;
+            let taken = self.read_one(self.turn, room.min(CHUNK), out);
+            room -= taken;
+            idle = if taken == 0 { idle + 1 } else { 0 };
+        }
+    }
+
+    pub(super) fn read_one(&mut self, index: usize, most: usize, out: &mut Vec<SourceEvent>) -> usize {
+        let part = &mut self.parts[index];
+        if part.phase != Phase::Reading || part.paused || part.resetting {
+            return 0;
+        }
+        let mut handed = 0;
+        while handed < most {
+            let Some((offset, _)) = part.held.front() else { break };
+            if !self.ownership.has_room(part.owned, *offset) {
+                return handed;
+            }
+            let Some((offset, message)) = part.held.pop_front() else { break };
+            handed += hand_on(&mut self.ownership, part.owned, offset, message, out);
+        }
+        if !part.held.is_empty() || handed >= most {
+            return handed;
+        }
+        let Some(queue) = self.queues.get(&part.place) else { return handed };
+        queue.take(most - handed, &mut self.batch);
+        let mut ahead = slab_len(self.batch.iter());
+        let mut out_of_range = false;
+        for fetched in self.batch.iter() {
+            let offset = fetched.offset();
+            match fetched.error() {
+                None => {
+                    let message = self.slabs.message(fetched, ahead);
+                    ahead = ahead.saturating_sub(message.byte_len());
+                    if part.held.is_empty() && self.ownership.has_room(part.owned, offset) {
+                        handed += hand_on(&mut self.ownership, part.owned, offset, message, out);
+                    } else {
+                        part.held.push_back((offset, message));
+                    }
+                }
+                Some(RDKafkaErrorCode::PartitionEOF) => {}
+                Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                    out_of_range = true
+                }
+                Some(code) => {
+                    let error = from_code("consume", code).with_context("partition", &part.id);
+                    if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
+                        tracing::debug!(%error, "fetching goes on");
+                    } else {
+                        self.out.push(SourceEvent::Trouble(error));
+                    }
+                }
+            }
+        }
+        if out_of_range {
+            self.look_up_range(index);
+        }
+        handed
+    }
+
+    /// The log does not have what is read next: asks what it has.
+    pub(super) fn look_up_range(&mut self, index: usize) {
+        let part = &mut self.parts[index];
+        part.resetting = true;
+        let (owned, id, control, found) =
+            (part.owned, part.id.clone(), self.control.clone(), self.found_in.clone());
+        tokio::spawn(async move {
+            let result = control.run("consume", move |control| control.range(&id.topic, id.partition)).await;
+            // A source that is gone needs no answer.
+            let _ = found.send(Found::Range { owned, result });
+        });
+    }
+
+    pub(super) fn reset(&mut self, owned: Owned, result: Result<PartitionInfo, Error>) {
+        let Some(read_to) = self.ownership.ledger(owned).map(|ledger| ledger.read_to()) else { return };
+        let Some(index) = self.parts.iter().position(|part| part.owned == owned) else { return };
+        self.parts[index].resetting = false;
+        let range = match result {
+            Ok(range) => range,
+            Err(error) => {
+                self.out.push(SourceEvent::Trouble(error));
+                self.look_up_range(index);
+                return;
+            }
+        };
+        let (id, place) = (self.parts[index].id.clone(), self.parts[index].place.clone());
+        let trouble = |what: &str| {
+            Error::new(ErrorKind::NotFound, what.to_owned())
+                .with_operation("consume")
+                .with_context("partition", &id)
+                .with_context("at", read_to)
+                .with_context("earliest", range.earliest)
+        };
+        self.stop_fetching(std::slice::from_ref(&place));
+        if range.end < read_to {
+            // Shorter than what was read: made anew under the same name.
+            self.out.push(SourceEvent::Trouble(trouble(
+                "the log was made anew; the partition is taken over again",
+            )));
+            self.lose(|part| part.owned == owned);
+            self.look_up(vec![place]);
+            return;
+        }
+        if range.earliest > read_to.0 {
+            self.out.push(SourceEvent::Trouble(trouble(
+                "messages were removed from the log before they were read; reading goes on at the first one there",
+            )));
+        }
+        if let Err(error) = self.fetch_from(&place, range.earliest.max(read_to.0)) {
+            self.ended = Some(error);
+        }
+    }
+}
+
+fn hand_on(
+    ownership: &mut Ownership,
+    owned: Owned,
+    offset: u64,
+    message: Message,
+    out: &mut Vec<SourceEvent>,
+) -> usize {
+    match ownership.track(owned, offset) {
+        Ok(Some(token)) => {
+            out.push(SourceEvent::Message(Inbound { token, message }));
+            1
+        }
+        Ok(None) => 0,
+        Err(refused) => {
+            tracing::debug!(offset = refused.offset, "a message below what was read is skipped");
+            0
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! A member's view of its group: what it owns, what it reads, what it commits (G1, G3, G5, G6).
+//!
+//! Two librdkafka handles: the member (`member.rs`) has the partitions, this one's fetch handle has their messages. A partition
+//! goes through these states, all of them kept here:
+//!
+//! ```text
+//! assigned ─▶ looked up ─▶ claimed (epoch + 1 is committed) ─▶ read ─▶ revoking ─▶ released (last commit) ─▶ unassigned
+//! ```
+//! Nothing here waits but `recv` and `close`: look-ups run on blocking threads and answer through a channel.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebus_core::{
+    Error, ErrorKind, LogMark, Message, Owned, Ownership, PartitionId, PartitionInfo, Settlement, Source,
+    SourceEvent, SourceOptions, Token, Topic,
+};
+use rdkafka::consumer::BaseConsumer;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::clients::{self, Log};
+use crate::config::KafkaConfig;
+use crate::convert::Slabs;
+use crate::member::{Command, Member, Place};
+use crate::positions::TakeOver;
+use crate::reader::drop_elsewhere;
+use crate::sys::queue::{Batch, PartitionQueue};
+use crate::topics::Control;
+
+/// Messages taken from one partition before the next one has its turn.
+const CHUNK: usize = 512;
+/// How often membership is proved by a commit while a revocation is held: librdkafka does not look itself then.
+const PROBE: Duration = Duration::from_secs(1);
+/// How long to wait before a look-up or a claim that failed is made again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How often logs and errors of the fetch handle are served.
+const SERVE: Duration = Duration::from_millis(200);
+
+mod commits;
+mod fetching;
+mod ownership;
+
+/// What look-ups on blocking threads answer.
+enum Found {
+    TakeOver { places: Vec<Place>, result: Result<Vec<TakeOver>, Error> },
+    Range { owned: Owned, result: Result<PartitionInfo, Error> },
+}
+
+/// A partition that is owned, from its claim on.
+struct Part {
+    owned: Owned,
+    id: PartitionId,
+    place: Place,
+    mark: LogMark,
+    phase: Phase,
+    /// The pool knows of it.
+    told: bool,
+    paused: bool,
+    /// Read and not handed on: the span was full. Bounded by a chunk.
+    held: VecDeque<(u64, Message)>,
+    /// A look-up of the log's range is under way, because an offset was out of it.
+    resetting: bool,
+    probed: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its claim is not committed yet.
+    Claiming,
+    Reading,
+    Revoking {
+        deadline: Instant,
+    },
+    /// The pool has let go; its last commit is under way.
+    Releasing {
+        deadline: Instant,
+    },
+}
+
+/// A revocation that librdkafka waits for: all of it is unassigned at once.
+struct Revocation {
+    places: Vec<Place>,
+    open: Vec<Owned>,
+}
+
+/// The commit that is in flight.
+struct InFlight {
+    owned: Vec<Owned>,
+}
+
+pub(crate) struct KafkaSource {
+    options: SourceOptions,
+    control: Control,
+    member: Member,
+    fetch: Option<Arc<BaseConsumer<Log>>>,
+    queues: HashMap<Place, PartitionQueue<Log>>,
+    ready: Arc<Notify>,
+    ownership: Ownership,
+    parts: Vec<Part>,
+    /// Assigned and looked up, or waiting to be looked up again.
+    pending: Vec<(Vec<Place>, Option<Instant>)>,
+    revocations: Vec<Revocation>,
+    in_flight: Option<InFlight>,
+    next_commit: Instant,
+    next_serve: Instant,
+    longest_hold: Duration,
+    topics: Vec<Topic>,
+    found_in: mpsc::UnboundedSender<Found>,
+    found: mpsc::UnboundedReceiver<Found>,
+    /// To be appended by the next `recv`.
+    out: Vec<SourceEvent>,
+    turn: usize,
+    batch: Batch,
+    slabs: Slabs,
+    ended: Option<Error>,
+}
+
+impl KafkaSource {
+    pub(crate) fn join(
+        config: &KafkaConfig,
+        control: Control,
+        options: SourceOptions,
+    ) -> Result<Self, Error> {
+        let fetch = clients::consumer(&clients::fetch(config, &options.group), Log::default(), "join")?;
+        let member = Member::start(config, &options.group)?;
+        let (found_in, found) = mpsc::unbounded_channel();
+        let now = Instant::now();
+        let topics = options.topics.clone();
+        if !topics.is_empty() {
+            member.tell(Command::Subscribe(topics.clone()));
+        }
+        // A hand-over must end before the broker takes the member for dead.
+        let longest_hold = config.session_timeout.min(config.max_poll_interval) * 4 / 5;
+        Ok(Self {
+            ownership: Ownership::new(options.limits),
+            control,
+            member,
+            fetch: Some(Arc::new(fetch)),
+            queues: HashMap::new(),
+            ready: Arc::new(Notify::new()),
+            parts: Vec::new(),
+            pending: Vec::new(),
+            revocations: Vec::new(),
+            in_flight: None,
+            next_commit: now + options.commit_interval,
+            next_serve: now + SERVE,
+            longest_hold,
+            topics,
+            found_in,
+            found,
+            out: Vec::new(),
+            turn: 0,
+            batch: Batch::default(),
+            slabs: Slabs::default(),
+            ended: None,
+            options,
+        })
+    }
+
+    fn part(&mut self, owned: Owned) -> Option<&mut Part> {
+        self.parts.iter_mut().find(|part| part.owned == owned)
+    }
+
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_serve {
+            self.next_serve = now + SERVE;
+            if let Some(fetch) = &self.fetch {
+                while fetch.poll(Duration::ZERO).is_some() {}
+            }
+        }
+        let again: Vec<Vec<Place>> = {
+            let (due, waiting) = std::mem::take(&mut self.pending)
+                .into_iter()
+                .partition::<Vec<_>, _>(|(_, at)| at.is_some_and(|at| at <= now));
+            self.pending = waiting;
+            due.into_iter().map(|(places, _)| places).collect()
+        };
+        for places in again {
+            self.look_up(places);
+        }
+        self.commit();
+        self.finish_releases();
+    }
+
+    fn next_time(&self) -> Instant {
+        let mut next = self.next_serve;
+        if self.in_flight.is_none()
+            && self.parts.iter().any(|part| self.ownership.has_uncommitted(part.owned))
+        {
+            next = next.min(self.next_commit);
+        }
+        for part in &self.parts {
+            match part.phase {
+                Phase::Claiming if self.in_flight.is_none() => next = next.min(self.next_commit),
+                Phase::Revoking { deadline } | Phase::Releasing { deadline } => {
+                    next = next.min(deadline).min(part.probed + PROBE);
+                }
+                _ => {}
+            }
+        }
+        self.pending.iter().filter_map(|(_, at)| *at).fold(next, Instant::min)
+    }
+
+    fn serve(&mut self) {
+        while let Ok(event) = self.member.events.try_recv() {
+            self.member_said(event);
+        }
+        while let Ok(found) = self.found.try_recv() {
+            self.found(found);
+        }
+        self.on_time();
+    }
+}
+
+fn place(id: &PartitionId) -> Place {
+    (id.topic.as_str().to_owned(), i32::try_from(id.partition).unwrap_or(i32::MAX))
+}
+
+fn partition_id(place: &Place) -> Option<PartitionId> {
+    Some(PartitionId::new(Topic::new(&place.0).ok()?, u32::try_from(place.1).ok()?))
+}
+
+#[async_trait]
+impl Source for KafkaSource {
+    async fn recv(&mut self, room: usize, out: &mut Vec<SourceEvent>) -> Result<usize, Error> {
+        let before = out.len();
+        loop {
+            self.member.beat();
+            self.serve();
+            out.append(&mut self.out);
+            if room > 0 {
+                self.read(room, out);
+                out.append(&mut self.out);
+            }
+            if out.len() > before {
+                return Ok(out.len() - before);
+            }
+            if let Some(error) = self.ended.take() {
+                return Err(error);
+            }
+            let wake = self.next_time();
+            tokio::select! {
+                event = self.member.events.recv() => match event {
+                    Some(event) => self.member_said(event),
+                    None => return Err(Error::new(ErrorKind::Unexpected, "the thread of the group's membership has ended")
+                        .with_operation("consume")),
+                },
+                Some(found) = self.found.recv() => self.found(found),
+                () = self.ready.notified(), if room > 0 => {}
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn settle(&mut self, batch: &mut Vec<(Token, Settlement)>) {
+        self.ownership.settle(batch);
+    }
+
+    fn release(&mut self, owned: &[Owned]) {
+        for owned in owned {
+            match self.part(*owned) {
+                Some(part) => {
+                    let deadline = match part.phase {
+                        Phase::Revoking { deadline } => deadline,
+                        _ => continue,
+                    };
+                    part.phase = Phase::Releasing { deadline };
+                }
+                // Counts it as stale.
+                None => drop(self.ownership.end(*owned)),
+            }
+        }
+    }
+
+    fn pause(&mut self, owned: &[Owned]) {
+        for owned in owned {
+            if let Some(part) = self.part(*owned) {
+                part.paused = true;
+            }
+        }
+    }
+
+    fn resume(&mut self, owned: &[Owned]) {
+        for owned in owned {
+            if let Some(part) = self.part(*owned) {
+                part.paused = false;
+            }
+        }
+    }
+
+    fn subscribe(&mut self, topics: &[Topic]) {
+        if self.topics != topics {
+            self.topics = topics.to_vec();
+            self.member.tell(Command::Subscribe(self.topics.clone()));
+        }
+    }
+
+    fn stale(&self) -> u64 {
+        self.ownership.stale()
+    }
+
+    async fn close(mut self: Box<Self>, within: Duration) -> Result<(), Error> {
+        let end = Instant::now() + within;
+        for part in &mut self.parts {
+            part.held.clear();
+            part.phase = Phase::Releasing { deadline: end };
+        }
+        let places: Vec<Place> = self.parts.iter().map(|part| part.place.clone()).collect();
+        self.stop_fetching(&places);
+        let committed = self.last_commit(end).await;
+        let (done, left) = oneshot::channel();
+        if self.member.tell(Command::Leave(done)) {
+            // A second more than asked for, when the time is used up: leaving is what lets the others go on at once.
+            let _ = tokio::time::timeout_at(end.max(Instant::now() + Duration::from_secs(1)), left).await;
+        }
+        committed
+    }
+}
+
+impl Drop for KafkaSource {
+    /// Dropping the fetch handle blocks for about 100 ms: elsewhere. The member's thread sees that the source is gone.
+    fn drop(&mut self) {
+        let (queues, fetch) = (std::mem::take(&mut self.queues), self.fetch.take());
+        let batch = std::mem::take(&mut self.batch);
+        drop_elsewhere(move || drop((batch, queues, fetch)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_and_partitions_are_the_same() {
+        let id = PartitionId::new(Topic::new("orders").expect("legal"), 3);
+        assert_eq!(partition_id(&place(&id)), Some(id));
+        assert_eq!(partition_id(&("orders".into(), -1)), None);
+    }
+}
