@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! nats-server -js -sd /tmp/nats &
-//! cargo run --release -p ebus-nats --example throughput -- nats://127.0.0.1:4222 200000 5
+//! cargo run --release -p ebus-nats --example nats_throughput -- nats://127.0.0.1:4222 200000 5
 //! ```
 //! Both sides carry the key in a header, await every acknowledgement with the same number in flight, and own key and
 //! payload of what they read. The raw reader has a consumer per partition, without acknowledgements, with pulls of 500.

@@ -1,4 +1,4 @@
-//! How fast the in-process broker is by itself: `cargo run --release -p ebus-memory --example throughput [messages]`.
+//! How fast the in-process broker is by itself: `cargo run --release -p ebus-memory --example memory_throughput [messages]`.
 //!
 //! Prints messages per second of `poll_ready` and `call` alone, of `recv` alone from a full log, and of both at once with
 //! every message settled.
