@@ -28,6 +28,9 @@ use crate::sys::commit::{Answer, Commits};
 /// How long one turn waits for events: the most that a command waits.
 const TURN: Duration = Duration::from_millis(10);
 
+/// From leaving a group to joining it again: time for what leaving revokes to be served.
+const REJOIN: Duration = Duration::from_millis(500);
+
 /// A partition by name and number, as librdkafka has it.
 pub(crate) type Place = (String, i32);
 
@@ -58,6 +61,8 @@ pub(crate) enum Command {
     Subscribe(Vec<Topic>),
     Commit(Vec<Commit>),
     Unassign(Vec<Place>),
+    /// Membership is over, whatever librdkafka still believes: leave and join again, so that everything is assigned anew.
+    Rejoin,
     /// Leave the group and end.
     Leave(oneshot::Sender<()>),
 }
@@ -105,6 +110,7 @@ impl Member {
             max_idle: config.max_poll_interval,
             topics: Vec::new(),
             idle: false,
+            rejoin_at: None,
         };
         std::thread::Builder::new()
             .name("ebus-kafka-sub".into())
@@ -138,6 +144,7 @@ struct Turn {
     max_idle: Duration,
     topics: Vec<Topic>,
     idle: bool,
+    rejoin_at: Option<Instant>,
 }
 
 impl Turn {
@@ -179,7 +186,9 @@ impl Turn {
         match command {
             Command::Subscribe(topics) => {
                 self.topics = topics;
-                self.subscribe();
+                if self.rejoin_at.is_none() && !self.idle {
+                    self.subscribe();
+                }
             }
             Command::Commit(commits) => {
                 let code =
@@ -191,6 +200,10 @@ impl Turn {
                 }
             }
             Command::Unassign(places) => unassign(&self.handle, &names(&places)),
+            Command::Rejoin => {
+                self.give_up();
+                self.rejoin_at = Some(Instant::now() + REJOIN);
+            }
             Command::Leave(_) => {}
         }
     }
@@ -218,16 +231,28 @@ impl Turn {
                     self.max_idle
                 ),
             )));
-            self.handle.context().leaving.store(true, Ordering::Release);
-            if let Ok(held) = self.handle.assignment() {
-                unassign(&self.handle, &held);
-            }
-            self.handle.unsubscribe();
+            self.give_up();
         } else if !rests && self.idle {
             self.idle = false;
-            self.handle.context().leaving.store(false, Ordering::Release);
-            self.subscribe();
+            self.join_again();
+        } else if self.rejoin_at.is_some_and(|at| Instant::now() >= at) {
+            self.join_again();
         }
+    }
+
+    /// Leaves the group; what is revoked by it is unassigned inside the callback.
+    fn give_up(&self) {
+        self.handle.context().leaving.store(true, Ordering::Release);
+        if let Ok(held) = self.handle.assignment() {
+            unassign(&self.handle, &held);
+        }
+        self.handle.unsubscribe();
+    }
+
+    fn join_again(&mut self) {
+        self.rejoin_at = None;
+        self.handle.context().leaving.store(false, Ordering::Release);
+        self.subscribe();
     }
 
     fn polled(&self, error: KafkaError) {

@@ -11,6 +11,15 @@ use crate::error::{from_code, kind_of};
 use crate::member::{Command, MemberEvent};
 use crate::sys::commit::Answer;
 
+/// How often in a row a commit that was sent while a revocation is held must be refused for this before membership counts as
+/// lost: the generation of one that was under way when the group moved on is old without any harm.
+fn proofs(code: RDKafkaErrorCode) -> u32 {
+    match code {
+        RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::StaleMemberEpoch => 3,
+        _ => 1,
+    }
+}
+
 impl KafkaSource {
     /// Commits what changed, claims what is new, and proves membership while a revocation is held: one commit at a time.
     pub(super) fn commit(&mut self) {
@@ -47,7 +56,7 @@ impl KafkaSource {
         if commits.is_empty() {
             return;
         }
-        self.in_flight = Some(InFlight { owned });
+        self.in_flight = Some(InFlight { owned, holding: !self.revocations.is_empty() });
         if !self.member.tell(Command::Commit(commits)) {
             self.ended =
                 Some(Error::new(ErrorKind::Unexpected, "the thread of the group's membership has ended"));
@@ -56,7 +65,6 @@ impl KafkaSource {
 
     pub(super) fn committed(&mut self, result: Answer) {
         let Some(commit) = self.in_flight.take() else { return };
-        let mut fenced = None;
         let mut failed = None;
         for owned in commit.owned {
             let Some(part) = self.parts.iter().find(|part| part.owned == owned) else { continue };
@@ -71,15 +79,17 @@ impl KafkaSource {
                 None => {}
                 Some(code) => {
                     failed = Some(code);
-                    let held = matches!(phase, Phase::Revoking { .. } | Phase::Releasing { .. });
-                    if held && kind_of(code) == ErrorKind::Fenced {
-                        fenced = Some(code);
-                    }
                 }
             }
         }
-        if let Some(code) = fenced {
+        self.refused = match failed {
+            Some(code) if commit.holding && kind_of(code) == ErrorKind::Fenced => self.refused + 1,
+            _ => 0,
+        };
+        if let Some(code) = failed.filter(|code| self.refused > 0 && self.refused >= proofs(*code)) {
+            self.refused = 0;
             self.lose_all();
+            self.member.tell(Command::Rejoin);
             self.out.push(SourceEvent::Trouble(from_code("commit", code)));
         } else if let Some(code) = failed {
             // A rebalance under way refuses commits for a moment: they are made again.

@@ -89,6 +89,8 @@ struct Revocation {
 /// The commit that is in flight.
 struct InFlight {
     owned: Vec<Owned>,
+    /// A revocation was held when it was sent.
+    holding: bool,
 }
 
 pub(crate) struct KafkaSource {
@@ -104,6 +106,8 @@ pub(crate) struct KafkaSource {
     pending: Vec<(Vec<Place>, Option<Instant>)>,
     revocations: Vec<Revocation>,
     in_flight: Option<InFlight>,
+    /// Commits in a row that say that membership is lost.
+    refused: u32,
     next_commit: Instant,
     next_serve: Instant,
     longest_hold: Duration,
@@ -145,6 +149,7 @@ impl KafkaSource {
             pending: Vec::new(),
             revocations: Vec::new(),
             in_flight: None,
+            refused: 0,
             next_commit: now + options.commit_interval,
             next_serve: now + SERVE,
             longest_hold,
