@@ -18,7 +18,7 @@ use crate::work::PARTITIONS;
 
 /// As our side sets them, and as many messages in flight. With the default of 100,000 a message takes a quarter more CPU
 /// time: what is in flight no longer fits into the caches.
-pub(crate) const PRODUCER: [(&str, &str); 8] = [
+pub(crate) const PRODUCER: [(&str, &str); 9] = [
     ("acks", "all"),
     ("enable.idempotence", "true"),
     ("partitioner", "murmur2_random"),
@@ -27,6 +27,7 @@ pub(crate) const PRODUCER: [(&str, &str); 8] = [
     ("batch.size", "1000000"),
     ("batch.num.messages", "100000"),
     ("queue.buffering.max.messages", "16384"),
+    ("message.timeout.ms", "30000"),
 ];
 
 /// As our side sets them.
@@ -52,6 +53,16 @@ pub(crate) fn shown(settings: &[(&str, &str)]) -> String {
 struct Reports {
     stored: AtomicUsize,
     failed: Mutex<Option<KafkaError>>,
+}
+
+impl Reports {
+    /// Fails when a message was not stored.
+    fn check(&self) -> Result<()> {
+        match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(error).context("a message was not stored"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl ClientContext for Reports {}
@@ -91,6 +102,7 @@ pub(crate) fn publish(mut client: ClientConfig, topic: &str, messages: &[Message
                 "could not publish: {error}"
             );
             producer.poll(Duration::from_millis(10));
+            producer.context().check()?;
             record = again;
         }
         if i % 256 == 0 {
@@ -100,9 +112,7 @@ pub(crate) fn publish(mut client: ClientConfig, topic: &str, messages: &[Message
     producer.flush(Duration::from_secs(60)).context("not all was delivered")?;
     let rate = n as f64 / begun.elapsed().as_secs_f64();
     let reports = producer.context();
-    if let Some(error) = reports.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(error).context("a message was not stored");
-    }
+    reports.check()?;
     let stored = reports.stored.load(Ordering::Relaxed);
     ensure!(stored == n, "{stored} messages were stored, not {n}");
     Ok(rate)

@@ -33,8 +33,8 @@ pub(crate) enum Acks {
 
 /// Publishes `n` messages and waits for their acknowledgements, with up to `window` of them on their way.
 ///
-/// One subscription for all acknowledgements and one task that takes them; the context of async-nats, with a future and
-/// a wait of its own for each, is slower.
+/// One subscription for all acknowledgements and one task that takes them: 131,000-212,000/s, where `jetstream::Context`, with
+/// a future for each, gave 95,000-187,000 (interleaved, windows of 1,000 to 4,000 alike).
 pub(crate) async fn publish(
     client: Client,
     stream: String,
@@ -99,6 +99,8 @@ struct Ack {
 }
 
 /// Reads a stream of `n` messages by one durable pull consumer, owning key and payload, and acknowledges.
+///
+/// One consumer: with one for each subject it was slower by a fifth.
 pub(crate) async fn consume(
     server: &Server,
     stream: &str,
