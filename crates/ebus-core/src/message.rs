@@ -63,7 +63,12 @@ pub struct Message {
 impl Message {
     /// A message without key and headers, made now.
     pub fn new(payload: impl Into<Bytes>) -> Self {
-        Self { key: None, headers: Headers::new(), payload: payload.into(), timestamp: Timestamp::now() }
+        Self::made_at(Timestamp::now(), payload)
+    }
+
+    /// A message without key and headers, made at `timestamp`: reads no clock.
+    pub fn made_at(timestamp: Timestamp, payload: impl Into<Bytes>) -> Self {
+        Self { key: None, headers: Headers::new(), payload: payload.into(), timestamp }
     }
 
     /// With this key.

@@ -41,9 +41,8 @@ impl Slabs {
             self.open.split().freeze()
         };
         let key = key.map(|_| Key::new(bytes.split_to(key_len)));
-        let mut message = Message::new(bytes)
-            .with_optional_key(key)
-            .with_timestamp(Timestamp::from_millis(fetched.timestamp().unwrap_or(0)));
+        let timestamp = Timestamp::from_millis(fetched.timestamp().unwrap_or(0));
+        let mut message = Message::made_at(timestamp, bytes).with_optional_key(key);
         let headers = fetched.headers();
         if !headers.is_empty() {
             message.headers = headers

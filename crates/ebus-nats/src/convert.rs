@@ -72,9 +72,8 @@ pub(crate) fn is_legal_id(id: &str) -> bool {
 
 /// The message of ebus in a message of NATS that the server stored at `stored`.
 pub(crate) fn decode(map: Option<&HeaderMap>, payload: Bytes, stored: impl FnOnce() -> Timestamp) -> Message {
-    let message = Message::new(Bytes::new()); // its time is replaced below
     let Some(map) = map.filter(|map| !map.is_empty()) else {
-        return with(message, payload, stored());
+        return Message::made_at(stored(), payload);
     };
     let mut time = None;
     let mut key = None;
@@ -96,16 +95,10 @@ pub(crate) fn decode(map: Option<&HeaderMap>, payload: Bytes, stored: impl FnOnc
         None if ours && others == 0 => None,
         order => Some(headers::decode(map, order, |name| !(is_own(name) || ours && is_servers(name)))),
     };
-    let mut message = with(message, payload, time.unwrap_or_else(stored)).with_optional_key(key);
+    let mut message = Message::made_at(time.unwrap_or_else(stored), payload).with_optional_key(key);
     if let Some(list) = list {
         message = message.with_headers(list);
     }
-    message
-}
-
-fn with(mut message: Message, payload: Bytes, time: Timestamp) -> Message {
-    message.payload = payload;
-    message.timestamp = time;
     message
 }
 
