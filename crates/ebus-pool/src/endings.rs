@@ -43,16 +43,18 @@ pub(crate) struct Endings {
 impl Endings {
     /// An end begins; its runs are cancelled at `deadline`, those of a hand-over shortly before.
     pub(crate) fn begin(&mut self, owned: Owned, shards: usize, then: Then, deadline: Instant) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let margin = (left / MARGIN.0).min(MARGIN.1);
-        let cancel_at = if then == Then::Release { deadline - margin } else { deadline };
-        let ending =
-            Ending { then, waiting: shards, cancel_at: Some(cancel_at), left: LeftInShard::default() };
-        self.open.insert(owned, ending);
+        let cancel_at = Some(cancel_at(then, deadline));
+        self.open.insert(owned, Ending { then, waiting: shards, cancel_at, left: LeftInShard::default() });
     }
 
-    pub(crate) fn get_mut(&mut self, owned: Owned) -> Option<&mut Ending> {
-        self.open.get_mut(&owned)
+    /// An end that is under way: what follows may change, and its deadline may only come nearer. False when there is none.
+    pub(crate) fn hasten(&mut self, owned: Owned, then: Option<Then>, deadline: Instant) -> bool {
+        let Some(ending) = self.open.get_mut(&owned) else { return false };
+        ending.then = then.unwrap_or(ending.then);
+        let at = cancel_at(ending.then, deadline);
+        // `None`: it was cancelled already.
+        ending.cancel_at = ending.cancel_at.map(|before| before.min(at));
+        true
     }
 
     pub(crate) fn contains(&self, owned: Owned) -> bool {
@@ -112,4 +114,11 @@ impl Endings {
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Owned, Ending)> + '_ {
         self.open.drain()
     }
+}
+
+/// When runs are cancelled that must have ended by `deadline`.
+fn cancel_at(then: Then, deadline: Instant) -> Instant {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let margin = (left / MARGIN.0).min(MARGIN.1);
+    if then == Then::Release { deadline - margin } else { deadline }
 }

@@ -273,3 +273,62 @@ async fn c12_attempts_without_a_place_for_the_dead_are_refused_at_start() {
     assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
     assert!(error.to_string().contains("dead-letter topic"), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn p1_a_rejection_at_a_hand_over_without_a_dead_letter_topic_is_left_to_the_next_owner() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config()).expect("valid");
+    pool.subscribe(
+        topic(),
+        handler(|delivery| async move {
+            tokio::time::sleep(S).await;
+            if delivery.epoch().0 == 1 { reject() } else { Outcome::Ack }
+        }),
+    )
+    .expect("open");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it runs", || pool.counters().handled == 0).await;
+    tokio::time::sleep(MS).await;
+    script.revoke(owned, 10 * S);
+    until("released", || script.released()).await;
+    assert_eq!(script.dropped(), [0]);
+    let again = script.assign(0);
+    script.rewind(again, 0);
+    script.deliver(again, Some("a"));
+    until("the key goes on", || script.finished() == [0]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn p3_a_drain_hastens_a_hand_over_that_is_under_way() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, 1000 * S);
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    script.revoke(owned, 60 * S);
+    tokio::time::sleep(S).await;
+    let begun = tokio::time::Instant::now();
+    let _ = pool.drain(2 * S).await;
+    assert!(begun.elapsed() <= 2 * S + 100 * MS, "{:?}", begun.elapsed());
+    assert_eq!(log.cancelled(), 1);
+    assert!(script.released());
+}
+
+#[tokio::test(start_paused = true)]
+async fn p3_a_hand_over_hastens_a_drain_that_is_under_way() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, 1000 * S);
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    let begun = tokio::time::Instant::now();
+    let (_, ()) = tokio::join!(pool.drain(60 * S), async {
+        tokio::time::sleep(S).await;
+        script.revoke(owned, 2 * S);
+    });
+    assert!(begun.elapsed() < 3 * S, "{:?}", begun.elapsed());
+    assert_eq!(log.cancelled(), 1);
+}

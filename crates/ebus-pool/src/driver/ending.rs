@@ -26,8 +26,7 @@ impl Driver {
         let mut begun = Vec::new();
         let mut never_began = Vec::new();
         for owned in owned {
-            if let Some(ending) = self.endings.get_mut(*owned) {
-                ending.then = then;
+            if self.endings.hasten(*owned, Some(then), deadline) {
                 continue;
             }
             let Some(partition) = self.current(*owned).filter(|partition| !partition.ending) else {
@@ -143,7 +142,8 @@ impl Driver {
         let deadline = Instant::now() + within;
         self.draining = Some(Draining { deadline, handled_before: self.finished() });
         let all: Vec<Owned> = self.partitions.iter().flatten().map(|partition| partition.owned).collect();
-        let open: Vec<Owned> = all.into_iter().filter(|owned| !self.endings.contains(*owned)).collect();
+        let open: Vec<Owned> =
+            all.into_iter().filter(|owned| !self.endings.hasten(*owned, None, deadline)).collect();
         self.end(&open, Then::Drain, deadline);
     }
 

@@ -108,7 +108,12 @@ impl Shard {
             return;
         }
         if config.dead_letter.is_none() {
-            self.retry(lane, error, None);
+            let owned = self.lanes[lane].head.job.token.owned();
+            if self.tenure(owned).is_none_or(|tenure| tenure.ending) {
+                self.leave(lane, |left| &mut left.failing);
+            } else {
+                self.retry(lane, error, None);
+            }
             return;
         }
         self.note_failure(lane, error);
