@@ -106,11 +106,12 @@ impl Position {
         if fields.next().is_some() {
             return Err(PositionError::Damaged);
         }
-        if written_for != mark {
-            return Err(PositionError::OtherLog);
-        }
+        // First, because a mirror translates the offset and keeps the text: that log is another one too, and was not made anew.
         if beside.is_some_and(|beside| beside != watermark) {
             return Err(PositionError::OtherWatermark);
+        }
+        if written_for != mark {
+            return Err(PositionError::OtherLog);
         }
         let finished = decode_set(watermark.0, set).ok_or(PositionError::Damaged)?;
         Ok((Self { watermark, finished }, epoch))

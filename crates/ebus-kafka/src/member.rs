@@ -176,7 +176,8 @@ impl Turn {
     }
 
     fn leave(self) {
-        self.handle.context().leaving.store(true, Ordering::Release);
+        // What is held in a revocation must be let go, or the handle never closes.
+        self.give_up();
         // Dropping it serves the last revocation, leaves the group and blocks for about 100 ms: hence here.
         drop(self.commits);
         drop(self.handle);
@@ -201,6 +202,10 @@ impl Turn {
             }
             Command::Unassign(places) => unassign(&self.handle, &names(&places)),
             Command::Rejoin => {
+                // What was assigned since the source let everything go, and will not be revoked any more.
+                if let Ok(held) = self.handle.assignment() {
+                    self.say(MemberEvent::Lost(places(&held)));
+                }
                 self.give_up();
                 self.rejoin_at = Some(Instant::now() + REJOIN);
             }
@@ -224,6 +229,7 @@ impl Turn {
         let rests = self.pulse.rests() > self.max_idle;
         if rests && !self.idle {
             self.idle = true;
+            self.rejoin_at = None;
             self.say(MemberEvent::LostAll(Error::new(
                 ErrorKind::Fenced,
                 format!(
@@ -235,7 +241,7 @@ impl Turn {
         } else if !rests && self.idle {
             self.idle = false;
             self.join_again();
-        } else if self.rejoin_at.is_some_and(|at| Instant::now() >= at) {
+        } else if !rests && self.rejoin_at.is_some_and(|at| Instant::now() >= at) {
             self.join_again();
         }
     }
@@ -287,7 +293,11 @@ fn unassign<C: ConsumerContext>(handle: &BaseConsumer<C>, list: &TopicPartitionL
     if list.count() == 0 {
         return;
     }
-    if let Err(error) = handle.incremental_unassign(list) {
+    // One name that is not assigned would make librdkafka refuse the whole list.
+    let Ok(held) = handle.assignment() else { return };
+    let held = places(&held);
+    let still: Vec<Place> = places(list).into_iter().filter(|place| held.contains(place)).collect();
+    if let Err(error) = handle.incremental_unassign(&names(&still)) {
         tracing::debug!(%error, "partitions were not assigned any more");
     }
 }

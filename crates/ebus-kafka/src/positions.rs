@@ -1,7 +1,8 @@
 //! Where a partition is taken over, and where a new group begins (G1, G6).
 //!
-//! The position travels in the commit's metadata, beside the offset that every Kafka client reads. What is not ours, damaged, or
-//! of a topic that was made anew is ignored with a warning: the bare offset counts, which costs duplicates and never a loss.
+//! The position travels in the commit's metadata, beside the offset that every Kafka client reads. What is not ours or damaged
+//! is ignored with a warning and the bare offset counts; of a topic that was made anew not even that counts. Both cost
+//! duplicates and never a loss.
 
 use std::collections::HashMap;
 
@@ -75,10 +76,14 @@ fn resume(id: PartitionId, mark: LogMark, offset: i64, metadata: &[u8], range: P
             if !metadata.is_empty() {
                 trouble = Some(ignored(&id, error));
             }
-            (Position::at(committed), Epoch(0))
+            // The offset is one of a log that is no more: in the new one it would pass over what nobody has read.
+            let from = if error == PositionError::OtherLog { NextOffset(range.earliest) } else { committed };
+            (Position::at(from), Epoch(0))
         }
     };
-    let wrong = if committed.0 < range.earliest {
+    let wrong = if position.watermark != committed {
+        None
+    } else if committed.0 < range.earliest {
         Some("the committed offset is below the log; reading goes on at the first message that is there")
     } else if committed > range.end {
         Some("the committed offset is beyond the log; reading begins at the first message that is there")

@@ -23,10 +23,10 @@ fn proofs(code: RDKafkaErrorCode) -> u32 {
 impl KafkaSource {
     /// Commits what changed, claims what is new, and proves membership while a revocation is held: one commit at a time.
     pub(super) fn commit(&mut self) {
-        if self.in_flight.is_some() {
+        let now = Instant::now();
+        if self.in_flight.is_some() || now < self.not_before {
             return;
         }
-        let now = Instant::now();
         let due = now >= self.next_commit;
         let mut commits = Vec::new();
         let mut owned = Vec::new();
@@ -99,13 +99,14 @@ impl KafkaSource {
             } else {
                 self.out.push(SourceEvent::Trouble(error));
             }
-            self.next_commit = Instant::now() + AGAIN.min(self.options.commit_interval);
+            self.not_before = Instant::now() + AGAIN.min(self.options.commit_interval);
         }
     }
 
     /// Commits until nothing is left to commit.
     pub(super) async fn last_commit(&mut self, end: Instant) -> Result<(), Error> {
         loop {
+            self.member.beat();
             while let Ok(event) = self.member.events.try_recv() {
                 if let MemberEvent::Committed(result) = event {
                     self.committed(result);
@@ -116,7 +117,7 @@ impl KafkaSource {
             if self.in_flight.is_none() && !open {
                 return Ok(());
             }
-            let wake = self.next_commit.max(Instant::now() + Duration::from_millis(20)).min(end);
+            let wake = self.not_before.max(Instant::now() + Duration::from_millis(20)).min(end);
             let event = tokio::select! {
                 event = self.member.events.recv() => event,
                 () = tokio::time::sleep_until(wake) => None,

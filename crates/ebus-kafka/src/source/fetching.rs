@@ -1,11 +1,13 @@
 //! Reading what is owned, a chunk of each partition in turn (G4, G5).
 
+use std::time::Duration;
+
 use ebus_core::{Error, ErrorKind, Inbound, Message, Owned, Ownership, PartitionInfo, SourceEvent};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{CHUNK, Found, KafkaSource, Phase};
+use super::{AGAIN, CHUNK, Found, KafkaSource, Phase};
 use crate::convert::slab_len;
 use crate::error::{from_code, from_kafka};
 use crate::member::{Place, names};
@@ -57,31 +59,39 @@ impl KafkaSource {
         let mut idle = 0;
         while room > 0 && parts > 0 && idle < parts {
             self.turn = (self.turn + 1) % parts;
-            let taken = self.read_one(self.turn, room.min(CHUNK), out);
+            let (taken, more) = self.read_one(self.turn, room.min(CHUNK), out);
             room -= taken;
-            idle = if taken == 0 { idle + 1 } else { 0 };
+            idle = if taken == 0 && !more { idle + 1 } else { 0 };
         }
     }
 
-    pub(super) fn read_one(&mut self, index: usize, most: usize, out: &mut Vec<SourceEvent>) -> usize {
+    /// How many were handed on, and whether more may be there.
+    pub(super) fn read_one(
+        &mut self,
+        index: usize,
+        most: usize,
+        out: &mut Vec<SourceEvent>,
+    ) -> (usize, bool) {
         let part = &mut self.parts[index];
         if part.phase != Phase::Reading || part.paused || part.resetting {
-            return 0;
+            return (0, false);
         }
         let mut handed = 0;
         while handed < most {
             let Some((offset, _)) = part.held.front() else { break };
             if !self.ownership.has_room(part.owned, *offset) {
-                return handed;
+                return (handed, false);
             }
             let Some((offset, message)) = part.held.pop_front() else { break };
             handed += hand_on(&mut self.ownership, part.owned, offset, message, out);
         }
         if !part.held.is_empty() || handed >= most {
-            return handed;
+            return (handed, false);
         }
-        let Some(queue) = self.queues.get(&part.place) else { return handed };
-        queue.take(most - handed, &mut self.batch);
+        let Some(queue) = self.queues.get(&part.place) else { return (handed, false) };
+        // A queue that was not emptied wakes nobody.
+        let asked = most - handed;
+        let more = queue.take(asked, &mut self.batch) == asked;
         let mut ahead = slab_len(self.batch.iter());
         let mut out_of_range = false;
         for fetched in self.batch.iter() {
@@ -111,18 +121,19 @@ impl KafkaSource {
             }
         }
         if out_of_range {
-            self.look_up_range(index);
+            self.look_up_range(index, Duration::ZERO);
         }
-        handed
+        (handed, more)
     }
 
     /// The log does not have what is read next: asks what it has.
-    pub(super) fn look_up_range(&mut self, index: usize) {
+    pub(super) fn look_up_range(&mut self, index: usize, delay: Duration) {
         let part = &mut self.parts[index];
         part.resetting = true;
         let (owned, id, control, found) =
             (part.owned, part.id.clone(), self.control.clone(), self.found_in.clone());
         tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
             let result = control.run("consume", move |control| control.range(&id.topic, id.partition)).await;
             // A source that is gone needs no answer.
             let _ = found.send(Found::Range { owned, result });
@@ -133,11 +144,15 @@ impl KafkaSource {
         let Some(read_to) = self.ownership.ledger(owned).map(|ledger| ledger.read_to()) else { return };
         let Some(index) = self.parts.iter().position(|part| part.owned == owned) else { return };
         self.parts[index].resetting = false;
+        if self.parts[index].phase != Phase::Reading {
+            // It is being given up: nobody reads it here any more.
+            return;
+        }
         let range = match result {
             Ok(range) => range,
             Err(error) => {
                 self.out.push(SourceEvent::Trouble(error));
-                self.look_up_range(index);
+                self.look_up_range(index, AGAIN);
                 return;
             }
         };

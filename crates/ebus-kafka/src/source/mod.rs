@@ -45,7 +45,7 @@ mod ownership;
 
 /// What look-ups on blocking threads answer.
 enum Found {
-    TakeOver { places: Vec<Place>, result: Result<Vec<TakeOver>, Error> },
+    TakeOver { look_up: u64, result: Result<Vec<TakeOver>, Error> },
     Range { owned: Owned, result: Result<PartitionInfo, Error> },
 }
 
@@ -80,6 +80,14 @@ enum Phase {
     },
 }
 
+/// Partitions that are assigned and being looked up, or wait to be looked up again.
+struct Pending {
+    /// Which look-up is under way: the answer to an earlier one says what was true before somebody else's turn.
+    look_up: u64,
+    places: Vec<Place>,
+    again: Option<Instant>,
+}
+
 /// A revocation that librdkafka waits for: all of it is unassigned at once.
 struct Revocation {
     places: Vec<Place>,
@@ -102,10 +110,12 @@ pub(crate) struct KafkaSource {
     ready: Arc<Notify>,
     ownership: Ownership,
     parts: Vec<Part>,
-    /// Assigned and looked up, or waiting to be looked up again.
-    pending: Vec<(Vec<Place>, Option<Instant>)>,
+    pending: Vec<Pending>,
+    look_ups: u64,
     revocations: Vec<Revocation>,
     in_flight: Option<InFlight>,
+    /// No commit before: the last one was refused.
+    not_before: Instant,
     /// Commits in a row that say that membership is lost.
     refused: u32,
     next_commit: Instant,
@@ -147,8 +157,10 @@ impl KafkaSource {
             ready: Arc::new(Notify::new()),
             parts: Vec::new(),
             pending: Vec::new(),
+            look_ups: 0,
             revocations: Vec::new(),
             in_flight: None,
+            not_before: now,
             refused: 0,
             next_commit: now + options.commit_interval,
             next_serve: now + SERVE,
@@ -177,15 +189,12 @@ impl KafkaSource {
                 while fetch.poll(Duration::ZERO).is_some() {}
             }
         }
-        let again: Vec<Vec<Place>> = {
-            let (due, waiting) = std::mem::take(&mut self.pending)
-                .into_iter()
-                .partition::<Vec<_>, _>(|(_, at)| at.is_some_and(|at| at <= now));
-            self.pending = waiting;
-            due.into_iter().map(|(places, _)| places).collect()
-        };
-        for places in again {
-            self.look_up(places);
+        let (again, waiting) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition::<Vec<_>, _>(|pending| pending.again.is_some_and(|at| at <= now));
+        self.pending = waiting;
+        for pending in again {
+            self.look_up(pending.places);
         }
         self.commit();
         self.finish_releases();
@@ -193,21 +202,22 @@ impl KafkaSource {
 
     fn next_time(&self) -> Instant {
         let mut next = self.next_serve;
-        if self.in_flight.is_none()
-            && self.parts.iter().any(|part| self.ownership.has_uncommitted(part.owned))
-        {
-            next = next.min(self.next_commit);
-        }
+        // While a commit is in flight its answer comes first.
+        let commit = |at: Instant| self.in_flight.is_none().then_some(at.max(self.not_before));
         for part in &self.parts {
-            match part.phase {
-                Phase::Claiming if self.in_flight.is_none() => next = next.min(self.next_commit),
+            let uncommitted = self.ownership.has_uncommitted(part.owned);
+            let at = match part.phase {
+                Phase::Claiming => commit(self.next_commit),
+                Phase::Reading if uncommitted => commit(self.next_commit),
+                Phase::Reading => None,
                 Phase::Revoking { deadline } | Phase::Releasing { deadline } => {
-                    next = next.min(deadline).min(part.probed + PROBE);
+                    next = next.min(deadline);
+                    commit(if uncommitted { self.next_commit } else { part.probed + PROBE })
                 }
-                _ => {}
-            }
+            };
+            next = at.into_iter().fold(next, Instant::min);
         }
-        self.pending.iter().filter_map(|(_, at)| *at).fold(next, Instant::min)
+        self.pending.iter().filter_map(|pending| pending.again).fold(next, Instant::min)
     }
 
     fn serve(&mut self) {

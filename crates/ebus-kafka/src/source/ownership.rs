@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use ebus_core::{Assigned, Error, ErrorKind, Lease, Owned, PartitionId, SourceEvent};
 use tokio::time::Instant;
 
-use super::{AGAIN, Found, KafkaSource, Part, Phase, Revocation, partition_id, place};
+use super::{AGAIN, Found, KafkaSource, Part, Pending, Phase, Revocation, partition_id, place};
 use crate::member::{Command, MemberEvent, Place};
 use crate::positions::{TakeOver, take_over};
 
@@ -46,53 +46,50 @@ impl KafkaSource {
     }
 
     pub(super) fn forget_pending(&mut self, places: &[Place]) {
-        for (pending, _) in &mut self.pending {
-            pending.retain(|place| !places.contains(place));
+        for pending in &mut self.pending {
+            pending.places.retain(|place| !places.contains(place));
         }
-        self.pending.retain(|(pending, _)| !pending.is_empty());
+        self.pending.retain(|pending| !pending.places.is_empty());
     }
 
     pub(super) fn look_up(&mut self, places: Vec<Place>) {
+        self.look_ups += 1;
+        let look_up = self.look_ups;
         let partitions: Vec<PartitionId> = places.iter().filter_map(partition_id).collect();
         let (control, group, start) = (self.control.clone(), self.options.group.clone(), self.options.start);
         let found = self.found_in.clone();
-        self.pending.push((places.clone(), None));
+        self.pending.push(Pending { look_up, places, again: None });
         tokio::spawn(async move {
             let result =
                 control.run("consume", move |control| take_over(control, &group, &partitions, start)).await;
             // A source that is gone needs no answer.
-            let _ = found.send(Found::TakeOver { places, result });
+            let _ = found.send(Found::TakeOver { look_up, result });
         });
     }
 
     pub(super) fn found(&mut self, found: Found) {
-        match found {
-            Found::TakeOver { places, result } => {
-                // What was revoked meanwhile is not wanted any more.
-                let wanted: Vec<Place> = match self
-                    .pending
-                    .iter()
-                    .position(|(p, at)| at.is_none() && p.iter().all(|place| places.contains(place)))
-                {
-                    Some(index) => self.pending.swap_remove(index).0,
-                    None => return,
-                };
-                match result {
-                    Ok(taken) => {
-                        for one in taken {
-                            if wanted.contains(&place(&one.partition)) {
-                                self.claim(one);
-                            }
-                        }
-                        self.next_commit = Instant::now();
-                    }
-                    Err(error) => {
-                        self.out.push(SourceEvent::Trouble(error));
-                        self.pending.push((wanted, Some(Instant::now() + AGAIN)));
-                    }
+        let (look_up, result) = match found {
+            Found::TakeOver { look_up, result } => (look_up, result),
+            Found::Range { owned, result } => return self.reset(owned, result),
+        };
+        // What was revoked meanwhile is not wanted any more.
+        let mine = |pending: &Pending| pending.look_up == look_up && pending.again.is_none();
+        let Some(index) = self.pending.iter().position(mine) else { return };
+        let wanted = self.pending.swap_remove(index).places;
+        match result {
+            Ok(taken) => {
+                for one in taken.into_iter().filter(|one| wanted.contains(&place(&one.partition))) {
+                    self.claim(one);
                 }
+                self.next_commit = Instant::now();
             }
-            Found::Range { owned, result } => self.reset(owned, result),
+            Err(error) => {
+                self.out.push(SourceEvent::Trouble(error));
+                // Each by itself: one that cannot be looked up does not hold the others back.
+                let again = Some(Instant::now() + AGAIN);
+                let apart = wanted.into_iter().map(|place| Pending { look_up, places: vec![place], again });
+                self.pending.extend(apart);
+            }
         }
     }
 
@@ -194,6 +191,7 @@ impl KafkaSource {
 
     pub(super) fn released(&mut self, index: usize, committed: Result<(), Error>) {
         let part = self.parts.swap_remove(index);
+        self.stop_fetching(std::slice::from_ref(&part.place));
         self.ownership.end(part.owned);
         if part.told {
             self.out.push(SourceEvent::Released { owned: vec![part.owned], committed });
