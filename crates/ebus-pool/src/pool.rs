@@ -86,7 +86,16 @@ impl Pool {
         self.send(Control::Handle { topic, runners: make_runners(handler)(self.shards) }, "subscribe")
     }
 
-    /// Stops reading a topic; what is held is handled, and the partitions stay owned.
+    /// Gives a topic up: its partitions go to the other members as at a rebalance, with the time for a hand-over for what
+    /// runs; what is queued is theirs. The other topics go on. A pause of the topic ends with it.
+    ///
+    /// # Errors
+    /// `Closed` when the pool has ended.
+    pub fn unsubscribe(&self, topic: &Topic) -> Result<(), Error> {
+        self.send(Control::Unhandle(topic.clone()), "unsubscribe")
+    }
+
+    /// Stops reading a topic; what is held is handled, and the partitions stay owned. It lasts over rebalances.
     ///
     /// # Errors
     /// `Closed` when the pool has ended.
@@ -94,12 +103,28 @@ impl Pool {
         self.send(Control::Pause(topic.clone()), "pause")
     }
 
-    /// Reads a topic again.
+    /// Reads a topic again; not while all are paused.
     ///
     /// # Errors
     /// `Closed` when the pool has ended.
     pub fn resume(&self, topic: &Topic) -> Result<(), Error> {
         self.send(Control::Resume(topic.clone()), "resume")
+    }
+
+    /// Stops reading all topics, those that are subscribed later too; what is held is handled, and the partitions stay owned.
+    ///
+    /// # Errors
+    /// `Closed` when the pool has ended.
+    pub fn pause_all(&self) -> Result<(), Error> {
+        self.send(Control::PauseAll(true), "pause")
+    }
+
+    /// Reads all topics again, but for those that are paused by themselves.
+    ///
+    /// # Errors
+    /// `Closed` when the pool has ended.
+    pub fn resume_all(&self) -> Result<(), Error> {
+        self.send(Control::PauseAll(false), "resume")
     }
 
     fn send(&self, control: Control, operation: &'static str) -> Result<(), Error> {

@@ -332,3 +332,57 @@ async fn p3_a_hand_over_hastens_a_drain_that_is_under_way() {
     assert!(begun.elapsed() < 3 * S, "{:?}", begun.elapsed());
     assert_eq!(log.cancelled(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn p3_a_partition_that_waits_for_its_former_epoch_is_released_only_after_that() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let _pool = slow_pool(source, &log, 10 * S);
+    let first = script.assign(0);
+    script.deliver(first, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    script.revoke(first, 60 * S);
+    let second = script.assign(0);
+    script.rewind(second, 0);
+    script.deliver(second, Some("a"));
+    script.revoke(second, 60 * S);
+    tokio::time::sleep(5 * S).await;
+    assert!(!script.released(), "a run of the former epoch is in progress");
+    until("released", || script.released()).await;
+    assert_eq!((log.starts(), log.cancelled()), (vec![0], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn g02_a_pause_of_all_is_over_what_is_assigned_later_and_leaves_the_pause_of_one() {
+    let (script, source) = script();
+    let pool = Pool::start(source, config()).expect("valid");
+    pool.subscribe(topic(), handler(|_| async { Outcome::Ack })).expect("open");
+    script.assign(0);
+    pool.pause_all().expect("open");
+    until("paused", || script.said().ends_with(&[Said::Paused { partition: 0 }])).await;
+    script.assign(1);
+    until("paused too", || script.said().ends_with(&[Said::Paused { partition: 1 }])).await;
+    pool.pause(&topic()).expect("open");
+    pool.resume_all().expect("open");
+    assert!(pool.state().await.partitions.iter().all(|partition| partition.paused));
+    pool.resume(&topic()).expect("open");
+    let resumed = [Said::Resumed { partition: 0 }, Said::Resumed { partition: 1 }];
+    until("resumed", || script.said().ends_with(&resumed)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn g06_a_topic_that_is_unsubscribed_ends_as_a_hand_over_and_the_others_stay() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, S);
+    let other = Topic::new("users").expect("legal");
+    pool.subscribe(other.clone(), handler(|_| async { Outcome::Ack })).expect("open");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    pool.unsubscribe(&topic()).expect("open");
+    until("the source knows", || script.subscribed() == [other.clone()]).await;
+    script.revoke(owned, 10 * S);
+    until("released", || script.released()).await;
+    assert_eq!((script.finished(), log.cancelled()), (vec![0], 0));
+}

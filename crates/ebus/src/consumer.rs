@@ -59,7 +59,20 @@ impl Consumer {
         self.pool.subscribe(topic, handler)
     }
 
-    /// Stops reading a topic; what is held of it is handled, and its partitions stay owned.
+    /// Gives one topic up: its partitions go to the other members of the group, as at a rebalance; what runs has the time of
+    /// a hand-over to end, and what is queued is theirs. The other topics go on.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for an illegal name; `Closed` when the consumer has ended.
+    pub fn unsubscribe<T>(&self, topic: T) -> Result<(), Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        self.pool.unsubscribe(&topic.try_into()?)
+    }
+
+    /// Stops reading a topic; what is held of it is handled, and its partitions stay owned. It lasts over rebalances.
     ///
     /// # Errors
     /// `ConfigInvalid` for an illegal name; `Closed` when the consumer has ended.
@@ -71,7 +84,7 @@ impl Consumer {
         self.pool.pause(&topic.try_into()?)
     }
 
-    /// Reads a topic again.
+    /// Reads a topic again; not while all are paused.
     ///
     /// # Errors
     /// `ConfigInvalid` for an illegal name; `Closed` when the consumer has ended.
@@ -81,6 +94,22 @@ impl Consumer {
         Error: From<T::Error>,
     {
         self.pool.resume(&topic.try_into()?)
+    }
+
+    /// Stops reading all topics, those that are subscribed later too; what is held is handled, and the partitions stay owned.
+    ///
+    /// # Errors
+    /// `Closed` when the consumer has ended.
+    pub fn pause_all(&self) -> Result<(), Error> {
+        self.pool.pause_all()
+    }
+
+    /// Reads all topics again, but for those that are paused by themselves.
+    ///
+    /// # Errors
+    /// `Closed` when the consumer has ended.
+    pub fn resume_all(&self) -> Result<(), Error> {
+        self.pool.resume_all()
     }
 
     /// What is owned and held, what is stuck and why. Answers within about a second, also when handlers block their threads.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ebus_core::{Owned, PartitionId, Settlement, Slot};
 use tokio::time::Instant;
 
-use super::{BLOCKED_GRACE, Draining, Driver, send};
+use super::{BLOCKED_GRACE, Draining, Driver, HeldBack, Partition, send};
 use crate::endings::{Ending, Then};
 use crate::jobs::{Job, ToShard};
 use crate::state::Left;
@@ -29,7 +29,8 @@ impl Driver {
             if self.endings.hasten(*owned, Some(then), deadline) {
                 continue;
             }
-            let Some(partition) = self.current(*owned).filter(|partition| !partition.ending) else {
+            let held_back = |partition: &&mut Partition| !partition.ending || partition.held_back.is_some();
+            let Some(partition) = self.current(*owned).filter(held_back) else {
                 // Known to the source and not to us: nothing of it can run.
                 if then == Then::Release {
                     never_began.push(*owned);
@@ -37,10 +38,10 @@ impl Driver {
                 continue;
             };
             partition.ending = true;
-            match partition.held_back.take() {
-                Some((_, jobs)) => {
-                    never_began.push(*owned);
-                    for job in jobs {
+            match &mut partition.held_back {
+                Some(held_back) => {
+                    held_back.then = Some(then);
+                    for job in std::mem::take(&mut held_back.jobs) {
                         self.settle_now(job);
                     }
                 }
@@ -123,7 +124,10 @@ impl Driver {
     /// The former ownership has ended everywhere: the next one of the partition begins.
     pub(super) fn begin_held_back(&mut self, slot: Slot) {
         let Some(partition) = self.partitions[slot.index()].as_mut() else { return };
-        let Some((assigned, jobs)) = partition.held_back.take() else { return };
+        let Some(HeldBack { assigned, jobs, then }) = partition.held_back.take() else { return };
+        if let Some(then) = then {
+            return self.ended(assigned.owned, then);
+        }
         self.begin(&assigned);
         for job in jobs {
             let shard = match job.lane {

@@ -36,8 +36,10 @@ pub(crate) enum Control {
         topic: Topic,
         runners: Vec<Box<dyn Runner>>,
     },
+    Unhandle(Topic),
     Pause(Topic),
     Resume(Topic),
+    PauseAll(bool),
     State(oneshot::Sender<PoolState>),
     Drain(Duration),
 }
@@ -51,7 +53,16 @@ struct Partition {
     paused: bool,
     over_share: bool,
     /// The ownership before this one has not ended in every shard: what it waits with.
-    held_back: Option<(Assigned, Vec<Job>)>,
+    held_back: Option<HeldBack>,
+}
+
+/// An ownership that begins when the one before it has ended.
+struct HeldBack {
+    assigned: Assigned,
+    jobs: Vec<Job>,
+    /// It has ended before it began: what follows once the one before it has ended too. Not earlier, because a run of that one
+    /// may still be in progress here.
+    then: Option<Then>,
 }
 
 struct Draining {
@@ -77,6 +88,7 @@ pub(crate) struct Driver {
     drained: HashSet<Owned>,
     topics: Vec<Topic>,
     paused_topics: HashSet<Topic>,
+    all_paused: bool,
     batches: Vec<Vec<Job>>,
     left: Vec<Left>,
     draining: Option<Draining>,
@@ -111,6 +123,7 @@ impl Driver {
             drained: HashSet::new(),
             topics: Vec::new(),
             paused_topics: HashSet::new(),
+            all_paused: false,
             left: Vec::new(),
             draining: None,
             trouble: None,
@@ -191,6 +204,19 @@ impl Driver {
                     self.source.subscribe(&self.topics);
                 }
             }
+            Control::Unhandle(topic) => {
+                // The shards keep its handler: its runs go on until its partitions are released.
+                self.paused_topics.remove(&topic);
+                let before = self.topics.len();
+                self.topics.retain(|other| *other != topic);
+                if self.topics.len() < before && self.draining.is_none() {
+                    self.source.subscribe(&self.topics);
+                }
+            }
+            Control::PauseAll(paused) => {
+                self.all_paused = paused;
+                self.apply_pauses();
+            }
             Control::Pause(topic) => {
                 self.paused_topics.insert(topic);
                 self.apply_pauses();
@@ -252,8 +278,8 @@ impl Driver {
         self.budget.take(owned.slot, bytes);
         let lane = message.key.as_ref().map(|key| self.router.lane(partition.seed, key));
         let job = Job { token, message, lane };
-        if let Some((_, jobs)) = &mut partition.held_back {
-            jobs.push(job);
+        if let Some(held_back) = &mut partition.held_back {
+            held_back.jobs.push(job);
             return;
         }
         let shard = match lane {
@@ -281,7 +307,7 @@ impl Driver {
         let mut partition =
             Partition { owned, id, seed, ending: false, paused: false, over_share: false, held_back: None };
         if self.endings.has_slot(owned.slot) {
-            partition.held_back = Some((assigned, Vec::new()));
+            partition.held_back = Some(HeldBack { assigned, jobs: Vec::new(), then: None });
         } else {
             self.begin(&assigned);
         }
@@ -339,7 +365,8 @@ impl Driver {
             partition.over_share =
                 self.budget.is_over(partition.owned.slot, self.owned_count, partition.over_share);
             self.any_over_share |= partition.over_share;
-            let want = partition.over_share || self.paused_topics.contains(&partition.id.topic);
+            let by_user = self.all_paused || self.paused_topics.contains(&partition.id.topic);
+            let want = partition.over_share || by_user;
             if want != partition.paused {
                 partition.paused = want;
                 if want { pause.push(partition.owned) } else { resume.push(partition.owned) }

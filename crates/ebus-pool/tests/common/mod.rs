@@ -31,6 +31,7 @@ pub struct Script {
     events: mpsc::UnboundedSender<SourceEvent>,
     said: Arc<Mutex<Vec<Said>>>,
     ownership: Arc<Mutex<Ownership>>,
+    subscribed: Arc<Mutex<Vec<Topic>>>,
     next: BTreeMap<u32, u64>,
 }
 
@@ -39,6 +40,7 @@ pub struct ScriptedSource {
     held_back: Option<SourceEvent>,
     said: Arc<Mutex<Vec<Said>>>,
     ownership: Arc<Mutex<Ownership>>,
+    subscribed: Arc<Mutex<Vec<Topic>>>,
 }
 
 pub fn topic() -> Topic {
@@ -53,9 +55,15 @@ pub fn script() -> (Script, Box<ScriptedSource>) {
     let (events, rx) = mpsc::unbounded_channel();
     let said = Arc::new(Mutex::new(Vec::new()));
     let ownership = Arc::new(Mutex::new(Ownership::new(LedgerLimits::default().with_max_span(1 << 20))));
-    let source =
-        ScriptedSource { events: rx, held_back: None, said: said.clone(), ownership: ownership.clone() };
-    (Script { events, said, ownership, next: BTreeMap::new() }, Box::new(source))
+    let subscribed = Arc::new(Mutex::new(Vec::new()));
+    let source = ScriptedSource {
+        events: rx,
+        held_back: None,
+        said: said.clone(),
+        ownership: ownership.clone(),
+        subscribed: subscribed.clone(),
+    };
+    (Script { events, said, ownership, subscribed, next: BTreeMap::new() }, Box::new(source))
 }
 
 impl Script {
@@ -116,6 +124,11 @@ impl Script {
 
     pub fn said(&self) -> Vec<Said> {
         self.said.lock().expect("no test panicked with it").clone()
+    }
+
+    /// The topics that the source was last told.
+    pub fn subscribed(&self) -> Vec<Topic> {
+        self.subscribed.lock().expect("no test panicked with it").clone()
     }
 
     pub fn finished(&self) -> Vec<u64> {
@@ -212,7 +225,9 @@ impl Source for ScriptedSource {
         }
     }
 
-    fn subscribe(&mut self, _topics: &[Topic]) {}
+    fn subscribe(&mut self, topics: &[Topic]) {
+        *self.subscribed.lock().expect("no test panicked with it") = topics.to_vec();
+    }
 
     fn stale(&self) -> u64 {
         self.ownership.lock().expect("no test panicked with it").stale()
