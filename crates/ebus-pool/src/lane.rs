@@ -9,6 +9,11 @@ use tokio_util::time::delay_queue;
 use crate::jobs::Job;
 use crate::retry::Backoff;
 
+/// Now, on the runtime's clock: what a test that pauses time moves.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Exists only while it has work. The message at the head stays there until it is done, whatever happens to it.
 pub(crate) struct Lane {
     /// Its place in the map of lanes; `None` for a message without a key.

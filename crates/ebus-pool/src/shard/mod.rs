@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_util::time::DelayQueue;
 
 use crate::jobs::{FromShard, Job, ToShard};
-use crate::lane::{Head, Lane, Phase};
+use crate::lane::{Head, Lane, Phase, now};
 use crate::run::Run;
 use crate::runner::{Ended, PendingRun, Runner, Started};
 use crate::shared::Shared;
@@ -251,7 +251,7 @@ impl Shard {
                 self.head_ended(lane, Some(ended));
             }
             Begun::Running(run) => {
-                let lane = self.new_lane(job, 1, Phase::Running { since: Instant::now() });
+                let lane = self.new_lane(job, 1, Phase::Running { since: now() });
                 self.push_run(lane, owned, run);
             }
             Begun::Blocked => self.queue_new_lane(job),
@@ -326,7 +326,7 @@ impl Shard {
                     }
                     Begun::Running(run) => {
                         self.lanes[lane].head.attempts = attempt;
-                        self.lanes[lane].phase = Phase::Running { since: Instant::now() };
+                        self.lanes[lane].phase = Phase::Running { since: now() };
                         self.push_run(lane, owned, run);
                     }
                 }
@@ -362,7 +362,7 @@ fn begin(
     cx: &mut Context<'_>,
 ) -> Begun {
     let Some(runner) = &mut route.runner else { return Begun::Blocked };
-    if tenure.lease.is_limited() && !tenure.lease.is_current(tokio::time::Instant::now().into_std()) {
+    if tenure.lease.is_limited() && !tenure.lease.is_current(now()) {
         return Begun::LeaseOver;
     }
     if *credit == 0 {

@@ -1,14 +1,14 @@
 //! What follows a run's end: settle, retry in the lane, dead letter, or leave it to the next owner (G1, G2, G4, G8).
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ebus_core::{Error, Outcome, PartitionId, Settlement, Timestamp};
 
 use super::Shard;
 use crate::dead_letter::{Obituary, Origin};
 use crate::jobs::{Job, LeftInShard};
-use crate::lane::{Failure, Head, Phase};
+use crate::lane::{self, Failure, Head, Phase};
 use crate::run::RunEnd;
 use crate::runner::Ended;
 
@@ -85,7 +85,7 @@ impl Shard {
                 head.failure = Some(Box::new(Failure {
                     first: now,
                     last: now,
-                    since: tokio::time::Instant::now().into_std(),
+                    since: lane::now(),
                     error,
                     backoff: self.shared.config.retry.backoff(),
                 }));
@@ -137,7 +137,7 @@ impl Shard {
             last_failed: failure.last,
         };
         let run = Box::pin(shared.clone().publish_dead_letter(origin, head.job.message.clone(), why));
-        self.lanes[lane].phase = Phase::DeadLetter { since: Instant::now() };
+        self.lanes[lane].phase = Phase::DeadLetter { since: lane::now() };
         self.push_run(lane, owned, run);
     }
 

@@ -1,13 +1,12 @@
 //! What a shard says about itself: what runs, and what is stuck and why (G8).
 
 use std::cmp::Reverse;
-use std::time::Instant;
 
 use ebus_core::PartitionId;
 
 use super::Shard;
 use crate::jobs::ShardReport;
-use crate::lane::Phase;
+use crate::lane::{self, Phase};
 use crate::state::Stuck;
 
 /// Stuck messages that one report lists.
@@ -15,8 +14,7 @@ const MOST_STUCK: usize = 100;
 
 impl Shard {
     pub(super) fn report(&self) -> ShardReport {
-        let now = Instant::now();
-        let clock = tokio::time::Instant::now().into_std();
+        let now = lane::now();
         let mut stuck = Vec::new();
         for (_, lane) in &self.lanes {
             let head = &lane.head;
@@ -25,7 +23,7 @@ impl Shard {
                 Phase::Ready | Phase::Waiting { .. } => None,
             };
             let running = since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
-            let failing = head.failure.as_ref().map(|failure| clock.saturating_duration_since(failure.since));
+            let failing = head.failure.as_ref().map(|failure| now.saturating_duration_since(failure.since));
             let age = running.max(failing.unwrap_or_default());
             if failing.is_none() && age < self.shared.config.stuck_after {
                 continue;
@@ -39,7 +37,7 @@ impl Shard {
                 attempts: head.attempts,
                 last_error: head.failure.as_ref().map(|failure| failure.error.clone()),
                 next_retry: match lane.phase {
-                    Phase::Waiting { until, .. } => Some(until.saturating_duration_since(clock)),
+                    Phase::Waiting { until, .. } => Some(until.saturating_duration_since(now)),
                     _ => None,
                 },
                 waiting_behind: lane.queue.len(),
