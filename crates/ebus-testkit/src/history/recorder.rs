@@ -28,6 +28,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(100);
 pub struct History(Arc<Inner>);
 
 struct Inner {
+    clock: fn() -> Instant,
     origin: Instant,
     sequence: AtomicU64,
     shards: [Mutex<Shard>; SHARDS],
@@ -54,7 +55,12 @@ impl Default for History {
 impl History {
     /// An empty one, kept in memory.
     pub fn new() -> Self {
-        Self::with_sink(None)
+        Self::with_sink(Instant::now, None)
+    }
+
+    /// An empty one, kept in memory, whose time is that of `clock`, such as of a runtime that pauses it.
+    pub fn with_clock(clock: fn() -> Instant) -> Self {
+        Self::with_sink(clock, None)
     }
 
     /// An empty one that is also written to this file as it goes, at most 100 ms late, so that a crash leaves it behind.
@@ -67,7 +73,8 @@ impl History {
 
     /// An empty one that is also written to `to` as it goes. A failure to write is told by [`flush`](Self::flush).
     pub fn to_writer(to: impl Write + Send + 'static) -> Self {
-        let history = Self::with_sink(Some(Mutex::new(Sink { to: Box::new(to), failed: None })));
+        let history =
+            Self::with_sink(Instant::now, Some(Mutex::new(Sink { to: Box::new(to), failed: None })));
         let weak = Arc::downgrade(&history.0);
         std::thread::spawn(move || {
             loop {
@@ -79,9 +86,10 @@ impl History {
         history
     }
 
-    fn with_sink(sink: Option<Mutex<Sink>>) -> Self {
+    fn with_sink(clock: fn() -> Instant, sink: Option<Mutex<Sink>>) -> Self {
         Self(Arc::new(Inner {
-            origin: Instant::now(),
+            clock,
+            origin: clock(),
             sequence: AtomicU64::new(0),
             shards: Default::default(),
             sink,
@@ -98,7 +106,8 @@ impl History {
 
     /// Now, on the clock of this history.
     pub fn now_ns(&self) -> u64 {
-        u64::try_from(self.0.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let since = (self.0.clock)().saturating_duration_since(self.0.origin);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// How many events there are.

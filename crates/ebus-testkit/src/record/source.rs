@@ -112,11 +112,16 @@ impl Log {
 impl Source for RecordedSource {
     async fn recv(&mut self, room: usize, out: &mut Vec<SourceEvent>) -> Result<usize, Error> {
         let before = out.len();
-        let count = self.inner().recv(room, out).await?;
+        let result = self.inner().recv(room, out).await;
+        if result.is_err() {
+            // The end of the source for good: nothing that it owned was given up in an orderly way.
+            let owned = std::mem::take(&mut self.log.owned);
+            self.log.lost(&owned);
+        }
         for event in &out[before..] {
             self.log.said(event);
         }
-        Ok(count)
+        result
     }
 
     fn settle(&mut self, batch: &mut Vec<(Token, Settlement)>) {
