@@ -293,6 +293,21 @@ impl MemorySource {
         out.len() - before
     }
 
+    fn crashed(&self, operation: &'static str) -> Error {
+        Error::new(ErrorKind::Unavailable, "this member was crashed by fault injection; join anew")
+            .with_operation(operation)
+            .with_context("group", &self.options.group)
+    }
+
+    fn taken_away(&self) -> Error {
+        Error::new(
+            ErrorKind::Fenced,
+            "taken away before its last commit; what finished since the one before runs again",
+        )
+        .with_operation("close")
+        .with_context("group", &self.options.group)
+    }
+
     async fn wait(&mut self) {
         let commit = self.uncommitted().next().map(|_| later(self.last_commit, self.options.commit_interval));
         let due = commit.into_iter().chain(self.group.next_look()).min();
@@ -323,12 +338,7 @@ impl Source for MemorySource {
         loop {
             self.work(Instant::now());
             if self.phase == Phase::Crashed {
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "this member was crashed by fault injection; join anew",
-                )
-                .with_operation("recv")
-                .with_context("group", &self.options.group));
+                return Err(self.crashed("recv"));
             }
             let appended = self.append(room, out);
             if appended > 0 || self.phase == Phase::Ended {
@@ -374,14 +384,25 @@ impl Source for MemorySource {
 
     async fn close(mut self: Box<Self>, within: Duration) -> Result<(), Error> {
         let deadline = later(Instant::now(), within);
+        let mut result = Ok(());
         loop {
+            let open: Vec<_> = self.uncommitted().collect();
             self.open_mail();
-            if self.phase != Phase::Live {
-                return Ok(());
+            // Nobody reads what the mail says any more: what was taken away now is told here.
+            if open.iter().any(|owned| !self.ownership.is_current(*owned)) {
+                result = Err(self.taken_away());
+            }
+            match self.phase {
+                Phase::Live => {}
+                Phase::Ended => return Ok(()),
+                Phase::Crashed => return Err(self.crashed("close")),
             }
             let Some(error) = self.commit_all() else {
+                if self.uncommitted().next().is_some() {
+                    result = Err(self.taken_away());
+                }
                 self.leave();
-                return Ok(());
+                return result;
             };
             // A group whose commits are taken again wakes its members.
             if tokio::time::timeout_at(deadline, self.member.woken().notified()).await.is_err() {

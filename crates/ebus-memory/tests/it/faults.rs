@@ -151,8 +151,19 @@ async fn d03_a_crashed_member_is_out_and_its_source_has_ended() {
         assert_eq!(one.source.recv(9, &mut events).await.unwrap_err().kind(), ErrorKind::Unavailable);
         assert!(events.is_empty());
     }
-    one.close().await.unwrap();
+    assert_eq!(one.close().await.unwrap_err().kind(), ErrorKind::Unavailable, "nothing of it was committed");
     assert_eq!(faults.crash(&group(), first).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn d08_what_is_taken_away_before_the_last_commit_is_told_by_close() {
+    let backend = broker(1).await;
+    publish(&backend, "k", 0..2).await;
+    let mut one = Member::join(&backend).await;
+    one.drain().await;
+    one.finish(|_| true);
+    backend.broker().faults().lose(&group(), &partition(0)).unwrap();
+    assert_eq!(one.close().await.unwrap_err().kind(), ErrorKind::Fenced);
 }
 
 #[tokio::test(start_paused = true)]
