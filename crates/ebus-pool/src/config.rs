@@ -102,15 +102,13 @@ impl PoolConfig {
                 problems.push(format!("{name} is 0; give at least 1"));
             }
         }
-        if self.retry.attempts() == Some(0) {
-            problems.push("max_attempts is 0; give at least 1".into());
-        }
-        if self.retry.attempts().is_some() && self.dead_letter.is_none() && !self.drop_rejected {
-            problems.push(
-                "max_attempts needs a place for messages whose attempts are used up; name a dead-letter topic, or ask for \
-                 them to be dropped"
-                    .into(),
-            );
+        problems.extend(self.retry.problems());
+        if let (Some(limit), None, false) = (self.retry.gives_up_by(), &self.dead_letter, self.drop_rejected)
+        {
+            problems.push(format!(
+                "{limit} needs a place for messages that are given up; name a dead-letter topic, or ask for them to be \
+                 dropped"
+            ));
         }
         if self.dead_letter.is_some() && self.drop_rejected {
             problems.push("a dead-letter topic and drop_rejected exclude each other; take one".into());

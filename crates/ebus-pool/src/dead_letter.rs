@@ -7,7 +7,7 @@ use ebus_core::{Error, Group, Message, PartitionId, Publish, Timestamp, Topic};
 
 /// `group/topic/partition/offset`: the same for every copy of the same dead letter.
 pub const ID: &str = "ebus-dlq-id";
-/// `rejected` by the handler, or `attempts` used up.
+/// `rejected` by the handler or by the retry policy, `attempts` used up, or too much time `elapsed`.
 pub const REASON: &str = "ebus-dlq-reason";
 /// The last error with all its sources.
 pub const ERROR: &str = "ebus-dlq-error";

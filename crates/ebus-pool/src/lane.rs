@@ -7,7 +7,7 @@ use ebus_core::{Error, Timestamp};
 use tokio_util::time::delay_queue;
 
 use crate::jobs::Job;
-use crate::retry::Backoff;
+use crate::retry::Retries;
 
 /// Now, on the runtime's clock: what a test that pauses time moves.
 pub(crate) fn now() -> Instant {
@@ -38,7 +38,7 @@ pub(crate) struct Failure {
     pub(crate) last: Timestamp,
     pub(crate) since: Instant,
     pub(crate) error: Error,
-    pub(crate) backoff: Backoff,
+    pub(crate) retries: Retries,
 }
 
 /// What the head is doing.

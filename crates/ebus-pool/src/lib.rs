@@ -35,5 +35,5 @@ mod state;
 pub use config::PoolConfig;
 pub use handlers::Handlers;
 pub use pool::Pool;
-pub use retry::RetryPolicy;
+pub use retry::{AfterFailure, RetryPolicy};
 pub use state::{Counters, DrainReport, Left, PartitionState, PoolState, Stuck};

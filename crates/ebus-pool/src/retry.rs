@@ -1,14 +1,38 @@
-//! How long a failed message waits, and how often it is tried.
+//! How long a failed message waits, and when it is given up.
 
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ConstantBuilder, ExponentialBuilder};
+use ebus_core::Error;
 
 /// When a failed message runs again. It waits at the head of its key lane and holds no slot meanwhile (G4).
+///
+/// ```
+/// use std::time::Duration;
+/// use ebus_pool::{AfterFailure, RetryPolicy};
+///
+/// let policy = RetryPolicy::exponential()
+///     .max_attempts(10)
+///     .max_elapsed(Duration::from_secs(600))
+///     // The text is no number, and will be none the next time.
+///     .give_up_on::<std::num::ParseIntError>()
+///     // A busy database is asked again at its own pace.
+///     .on::<std::io::Error>(RetryPolicy::fixed(Duration::from_secs(1)));
+/// let by_function = RetryPolicy::exponential().decide(|error, attempt| {
+///     if attempt > 3 && error.chain().contains("quota") { AfterFailure::GiveUp } else { AfterFailure::Policy }
+/// });
+/// # let _ = (policy, by_function);
+/// ```
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
     delays: Delays,
     max_attempts: Option<u32>,
+    max_elapsed: Option<Duration>,
+    classes: Vec<Class>,
+    decide: Option<Decide>,
 }
 
 #[derive(Debug, Clone)]
@@ -17,27 +41,108 @@ enum Delays {
     Fixed(Duration),
 }
 
-/// The delays of one message, one after the other; each is asked for once.
-pub(crate) type Backoff = Box<dyn Iterator<Item = Duration> + Send>;
+/// Failures of one type, and what is done about them; without a policy they are given up.
+#[derive(Debug, Clone)]
+struct Class {
+    is: fn(&Error) -> bool,
+    policy: Option<RetryPolicy>,
+}
+
+type DecideFn = dyn Fn(&Error, u32) -> AfterFailure + Send + Sync;
+
+#[derive(Clone)]
+struct Decide(Arc<DecideFn>);
+
+impl Decide {
+    /// A function that panics has said nothing: a bug in it must not end the shard.
+    fn ask(&self, error: &Error, attempt: u32) -> AfterFailure {
+        let asked = std::panic::AssertUnwindSafe(|| (self.0)(error, attempt));
+        std::panic::catch_unwind(asked).unwrap_or_else(|_| {
+            tracing::error!("the function of the retry policy panicked; the rest of the policy is followed");
+            AfterFailure::Policy
+        })
+    }
+}
+
+impl fmt::Debug for Decide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("fn")
+    }
+}
+
+/// What a function says of one failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AfterFailure {
+    /// What the rest of the policy says.
+    Policy,
+    /// Another attempt after this delay, whatever the limits say.
+    After(Duration),
+    /// No other attempt: to the dead-letter topic, as a rejection.
+    GiveUp,
+}
+
+/// What is done about one failure.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Retry(Duration),
+    GiveUp(&'static str),
+}
+
+/// The delays of one message under one policy, one after the other; each is asked for once.
+type Backoff = Box<dyn Iterator<Item = Duration> + Send>;
 
 impl RetryPolicy {
-    /// Doubles from 100 ms up to 30 s, with jitter; without a limit of attempts.
+    fn new(delays: Delays) -> Self {
+        Self { delays, max_attempts: None, max_elapsed: None, classes: Vec::new(), decide: None }
+    }
+
+    /// Doubles from 100 ms up to 30 s, with jitter; without a limit.
     pub fn exponential() -> Self {
-        Self {
-            delays: Delays::Exponential { first: Duration::from_millis(100), cap: Duration::from_secs(30) },
-            max_attempts: None,
-        }
+        Self::new(Delays::Exponential { first: Duration::from_millis(100), cap: Duration::from_secs(30) })
     }
 
-    /// The same delay each time; without a limit of attempts.
+    /// The same delay each time; without a limit.
     pub fn fixed(delay: Duration) -> Self {
-        Self { delays: Delays::Fixed(delay), max_attempts: None }
+        Self::new(Delays::Fixed(delay))
     }
 
-    /// At most this many runs of a message, the first included; then it goes to the dead-letter topic.
+    /// At most this many runs of a message, the first included; then it goes to the dead-letter topic. Counted per ownership:
+    /// the next owner of a partition begins at 1.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// No other run once this long has passed since the first one failed; then it goes to the dead-letter topic. Measured per
+    /// ownership, as attempts are counted.
+    #[must_use]
+    pub fn max_elapsed(mut self, elapsed: Duration) -> Self {
+        self.max_elapsed = Some(elapsed);
+        self
+    }
+
+    /// Failures that are an `E`, or come from one, follow `policy`: its delays and its limits instead of these. The first class
+    /// that fits is taken. Attempts and time are those of the message, over all classes.
+    #[must_use]
+    pub fn on<E: StdError + 'static>(mut self, policy: Self) -> Self {
+        self.classes.push(Class { is: comes_from::<E>, policy: Some(policy) });
+        self
+    }
+
+    /// Failures that are an `E`, or come from one, are given up at once.
+    #[must_use]
+    pub fn give_up_on<E: StdError + 'static>(mut self) -> Self {
+        self.classes.push(Class { is: comes_from::<E>, policy: None });
+        self
+    }
+
+    /// Asks this function first, with the error and the number of the attempt that failed, from 1. It is called on the path of
+    /// handlers: it must not block.
+    #[must_use]
+    pub fn decide(mut self, decide: impl Fn(&Error, u32) -> AfterFailure + Send + Sync + 'static) -> Self {
+        self.decide = Some(Decide(Arc::new(decide)));
         self
     }
 
@@ -67,11 +172,39 @@ impl RetryPolicy {
         self
     }
 
-    pub(crate) fn attempts(&self) -> Option<u32> {
-        self.max_attempts
+    /// What is wrong with it.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.max_attempts == Some(0) {
+            problems.push("max_attempts is 0; give at least 1".to_owned());
+        }
+        for policy in self.classes.iter().filter_map(|class| class.policy.as_ref()) {
+            problems.extend(policy.problems());
+            if !policy.classes.is_empty() || policy.decide.is_some() {
+                problems.push(
+                    "the policy of a class of errors has classes or a function itself; say them of the whole"
+                        .into(),
+                );
+            }
+        }
+        problems
     }
 
-    pub(crate) fn backoff(&self) -> Backoff {
+    /// Which of its settings may give a message up.
+    pub(crate) fn gives_up_by(&self) -> Option<&'static str> {
+        if self.max_attempts.is_some() {
+            return Some("max_attempts");
+        }
+        if self.max_elapsed.is_some() {
+            return Some("max_elapsed");
+        }
+        self.classes.iter().find_map(|class| match &class.policy {
+            None => Some("give_up_on"),
+            Some(policy) => policy.gives_up_by(),
+        })
+    }
+
+    pub(crate) fn delays(&self) -> Backoff {
         match self.delays {
             Delays::Exponential { first, cap } => Box::new(
                 ExponentialBuilder::default()
@@ -94,14 +227,93 @@ impl Default for RetryPolicy {
     }
 }
 
+fn comes_from<E: StdError + 'static>(error: &Error) -> bool {
+    let mut below: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = below {
+        if error.is::<E>() {
+            return true;
+        }
+        below = error.source();
+    }
+    false
+}
+
+/// The failures of one message under one policy.
+#[derive(Default)]
+pub(crate) struct Retries {
+    /// The delays of the classes that were met; the last one is that of the policy itself.
+    delays: Vec<(usize, Backoff)>,
+}
+
+impl Retries {
+    /// What is done about a failure: `attempt` is the one that failed, `elapsed` the time since the first that did, `after`
+    /// the delay that the handler asks for.
+    pub(crate) fn next(
+        &mut self,
+        policy: &RetryPolicy,
+        error: &Error,
+        attempt: u32,
+        elapsed: Duration,
+        after: Option<Duration>,
+    ) -> Verdict {
+        match policy.decide.as_ref().map_or(AfterFailure::Policy, |decide| decide.ask(error, attempt)) {
+            AfterFailure::Policy => {}
+            AfterFailure::After(delay) => return Verdict::Retry(delay),
+            AfterFailure::GiveUp => return Verdict::GiveUp("rejected"),
+        }
+        let class = policy.classes.iter().position(|class| (class.is)(error));
+        let policy = match class.map(|class| &policy.classes[class].policy) {
+            None => policy,
+            Some(Some(policy)) => policy,
+            Some(None) => return Verdict::GiveUp("rejected"),
+        };
+        if policy.max_attempts.is_some_and(|most| attempt >= most) {
+            return Verdict::GiveUp("attempts");
+        }
+        if policy.max_elapsed.is_some_and(|most| elapsed >= most) {
+            return Verdict::GiveUp("elapsed");
+        }
+        Verdict::Retry(after.unwrap_or_else(|| self.delay(class.unwrap_or(usize::MAX), policy)))
+    }
+
+    /// The next delay of a message that nobody gives up.
+    pub(crate) fn patiently(&mut self, policy: &RetryPolicy) -> Duration {
+        self.delay(usize::MAX, policy)
+    }
+
+    fn delay(&mut self, class: usize, policy: &RetryPolicy) -> Duration {
+        let at = self.delays.iter().position(|(of, _)| *of == class).unwrap_or_else(|| {
+            self.delays.push((class, policy.delays()));
+            self.delays.len() - 1
+        });
+        self.delays[at].1.next().unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use ebus_core::ErrorKind;
+
     use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn failure(source: impl Into<ebus_core::BoxError>) -> Error {
+        Error::new(ErrorKind::Handler, "failed").with_source(source)
+    }
+
+    fn io() -> Error {
+        failure(std::io::Error::other("busy"))
+    }
+
+    fn parse() -> Error {
+        failure("x".parse::<u8>().expect_err("no number"))
+    }
 
     #[test]
     fn grows_to_the_cap_and_never_ends() {
-        let (first, cap) = (Duration::from_millis(10), Duration::from_millis(80));
-        let delays: Vec<_> = RetryPolicy::exponential().first(first).cap(cap).backoff().take(100).collect();
+        let (first, cap) = (1Duration::ZERO, 8Duration::ZERO);
+        let delays: Vec<_> = RetryPolicy::exponential().first(first).cap(cap).delays().take(100).collect();
         assert_eq!(delays.len(), 100);
         assert!(delays[0] >= first && delays[0] < first * 3, "{:?}", delays[0]);
         assert!(delays[99] >= cap && delays[99] <= cap + cap, "{:?}", delays[99]);
@@ -109,7 +321,69 @@ mod tests {
 
     #[test]
     fn fixed_is_fixed() {
-        let delay = Duration::from_millis(7);
-        assert!(RetryPolicy::fixed(delay).backoff().take(50).all(|d| d == delay));
+        assert!(RetryPolicy::fixed(7 * MS).delays().take(50).all(|d| d == 7 * MS));
+    }
+
+    #[test]
+    fn attempts_and_time_have_limits_of_their_own() {
+        let policy = RetryPolicy::fixed(MS).max_attempts(3).max_elapsed(1Duration::ZERO);
+        let mut retries = Retries::default();
+        let mut next = |attempt, elapsed| retries.next(&policy, &io(), attempt, elapsed, None);
+        assert_eq!(next(1, Duration::ZERO), Verdict::Retry(MS));
+        assert_eq!(next(2, 9 * MS), Verdict::Retry(MS));
+        assert_eq!(next(2, 1Duration::ZERO), Verdict::GiveUp("elapsed"));
+        assert_eq!(next(3, Duration::ZERO), Verdict::GiveUp("attempts"));
+    }
+
+    #[test]
+    fn what_the_handler_asks_for_goes_before_the_delay_and_not_before_the_limit() {
+        let policy = RetryPolicy::fixed(MS).max_attempts(2);
+        let mut retries = Retries::default();
+        assert_eq!(retries.next(&policy, &io(), 1, Duration::ZERO, Some(5 * MS)), Verdict::Retry(5 * MS));
+        assert_eq!(retries.next(&policy, &io(), 2, Duration::ZERO, Some(5 * MS)), Verdict::GiveUp("attempts"));
+    }
+
+    #[test]
+    fn a_class_is_found_below_the_error_and_has_its_own_delays_and_limits() {
+        let policy = RetryPolicy::fixed(MS)
+            .give_up_on::<std::num::ParseIntError>()
+            .on::<std::io::Error>(RetryPolicy::fixed(9 * MS).max_attempts(5));
+        let mut retries = Retries::default();
+        assert_eq!(retries.next(&policy, &parse(), 1, Duration::ZERO, None), Verdict::GiveUp("rejected"));
+        assert_eq!(retries.next(&policy, &io(), 4, Duration::ZERO, None), Verdict::Retry(9 * MS));
+        assert_eq!(retries.next(&policy, &io(), 5, Duration::ZERO, None), Verdict::GiveUp("attempts"));
+        assert_eq!(retries.next(&policy, &failure("else"), 99, Duration::ZERO, None), Verdict::Retry(MS));
+    }
+
+    #[test]
+    fn a_function_sees_error_and_attempt_and_is_asked_first() {
+        let policy = RetryPolicy::fixed(MS).max_attempts(1).decide(|error, attempt| match attempt {
+            1 if error.chain().contains("busy") => AfterFailure::After(3 * MS),
+            2 => AfterFailure::GiveUp,
+            _ => AfterFailure::Policy,
+        });
+        let mut retries = Retries::default();
+        assert_eq!(retries.next(&policy, &io(), 1, Duration::ZERO, None), Verdict::Retry(3 * MS));
+        assert_eq!(retries.next(&policy, &io(), 2, Duration::ZERO, None), Verdict::GiveUp("rejected"));
+        assert_eq!(retries.next(&policy, &io(), 3, Duration::ZERO, None), Verdict::GiveUp("attempts"));
+    }
+
+    #[test]
+    fn p9_a_function_that_panics_has_said_nothing() {
+        let policy = RetryPolicy::fixed(MS).decide(|_, _| panic!("a bug"));
+        let verdict = Retries::default().next(&policy, &io(), 1, Duration::ZERO, None);
+        assert_eq!(verdict, Verdict::Retry(MS));
+    }
+
+    #[test]
+    fn says_what_gives_up_and_what_is_wrong() {
+        assert_eq!(RetryPolicy::exponential().gives_up_by(), None);
+        assert_eq!(RetryPolicy::exponential().max_elapsed(MS).gives_up_by(), Some("max_elapsed"));
+        let by_class =
+            RetryPolicy::exponential().on::<std::io::Error>(RetryPolicy::fixed(MS).max_attempts(0));
+        assert_eq!(by_class.gives_up_by(), Some("max_attempts"));
+        assert_eq!(by_class.problems().len(), 1);
+        let nested = RetryPolicy::fixed(MS).on::<std::io::Error>(by_class);
+        assert_eq!(nested.problems().len(), 2, "{:?}", nested.problems());
     }
 }

@@ -42,7 +42,7 @@ impl Shared {
         };
         let mut publisher = publisher.clone();
         let mut short = false;
-        let mut delays = RetryPolicy::exponential().cap(Duration::from_secs(10)).backoff();
+        let mut delays = RetryPolicy::exponential().cap(Duration::from_secs(10)).delays();
         loop {
             let publish = publisher.publish(letter(topic, &origin, &message, &why, short));
             let published = std::panic::AssertUnwindSafe(publish).catch_unwind().await;

@@ -9,6 +9,7 @@ use super::Shard;
 use crate::dead_letter::{Obituary, Origin};
 use crate::jobs::{Job, LeftInShard};
 use crate::lane::{self, Failure, Head, Phase};
+use crate::retry::{Retries, Verdict};
 use crate::run::RunEnd;
 use crate::runner::Ended;
 
@@ -57,18 +58,17 @@ impl Shard {
             self.leave(lane, |left| &mut left.failing);
             return;
         }
-        let attempts = self.lanes[lane].head.attempts;
-        if self.shared.config.retry.attempts().is_some_and(|most| attempts >= most) {
-            self.give_up(lane, error, "attempts");
-            return;
+        self.note_failure(lane, error.clone());
+        let head = &mut self.lanes[lane].head;
+        let Some(failure) = head.failure.as_mut() else { return };
+        let elapsed = lane::now().saturating_duration_since(failure.since);
+        match failure.retries.next(&self.shared.config.retry, &error, head.attempts, elapsed, after) {
+            Verdict::Retry(delay) => self.retry(lane, delay),
+            Verdict::GiveUp(reason) => self.give_up(lane, error, reason),
         }
-        self.retry(lane, error, after);
     }
 
-    pub(super) fn retry(&mut self, lane: usize, error: Error, after: Option<Duration>) {
-        self.note_failure(lane, error);
-        let failure = self.lanes[lane].head.failure.as_mut();
-        let delay = after.or_else(|| failure.and_then(|failure| failure.backoff.next())).unwrap_or_default();
+    fn retry(&mut self, lane: usize, delay: Duration) {
         self.shared.counters.retries.fetch_add(1, Relaxed);
         self.wait(lane, delay);
     }
@@ -87,7 +87,7 @@ impl Shard {
                     last: now,
                     since: lane::now(),
                     error,
-                    backoff: self.shared.config.retry.backoff(),
+                    retries: Retries::default(),
                 }));
             }
         }
@@ -112,7 +112,10 @@ impl Shard {
             if self.tenure(owned).is_none_or(|tenure| tenure.ending) {
                 self.leave(lane, |left| &mut left.failing);
             } else {
-                self.retry(lane, error, None);
+                self.note_failure(lane, error);
+                let failure = self.lanes[lane].head.failure.as_mut();
+                let delay = failure.map(|failure| failure.retries.patiently(&shared.config.retry));
+                self.retry(lane, delay.unwrap_or_default());
             }
             return;
         }
