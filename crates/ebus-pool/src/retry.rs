@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn grows_to_the_cap_and_never_ends() {
-        let (first, cap) = (1Duration::ZERO, 8Duration::ZERO);
+        let (first, cap) = (10 * MS, 80 * MS);
         let delays: Vec<_> = RetryPolicy::exponential().first(first).cap(cap).delays().take(100).collect();
         assert_eq!(delays.len(), 100);
         assert!(delays[0] >= first && delays[0] < first * 3, "{:?}", delays[0]);
@@ -326,12 +326,12 @@ mod tests {
 
     #[test]
     fn attempts_and_time_have_limits_of_their_own() {
-        let policy = RetryPolicy::fixed(MS).max_attempts(3).max_elapsed(1Duration::ZERO);
+        let policy = RetryPolicy::fixed(MS).max_attempts(3).max_elapsed(10 * MS);
         let mut retries = Retries::default();
         let mut next = |attempt, elapsed| retries.next(&policy, &io(), attempt, elapsed, None);
         assert_eq!(next(1, Duration::ZERO), Verdict::Retry(MS));
         assert_eq!(next(2, 9 * MS), Verdict::Retry(MS));
-        assert_eq!(next(2, 1Duration::ZERO), Verdict::GiveUp("elapsed"));
+        assert_eq!(next(2, 10 * MS), Verdict::GiveUp("elapsed"));
         assert_eq!(next(3, Duration::ZERO), Verdict::GiveUp("attempts"));
     }
 
@@ -340,7 +340,10 @@ mod tests {
         let policy = RetryPolicy::fixed(MS).max_attempts(2);
         let mut retries = Retries::default();
         assert_eq!(retries.next(&policy, &io(), 1, Duration::ZERO, Some(5 * MS)), Verdict::Retry(5 * MS));
-        assert_eq!(retries.next(&policy, &io(), 2, Duration::ZERO, Some(5 * MS)), Verdict::GiveUp("attempts"));
+        assert_eq!(
+            retries.next(&policy, &io(), 2, Duration::ZERO, Some(5 * MS)),
+            Verdict::GiveUp("attempts")
+        );
     }
 
     #[test]
