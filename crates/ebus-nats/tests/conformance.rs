@@ -11,11 +11,8 @@ use ebus_core::{Backend, Error, ErrorKind, Topic};
 use ebus_nats::{MissingTopic, NatsBackend, NatsConfig};
 use ebus_testkit::brokers::Need;
 use ebus_testkit::conformance::{self, Harness, Setup, TopicPolicy};
+use ebus_testkit::proxy::Proxy;
 use tokio::runtime::{Handle, Id};
-
-mod support;
-
-use support::proxy::Proxy;
 
 struct Nats {
     url: String,
@@ -24,14 +21,13 @@ struct Nats {
 }
 
 impl Nats {
-    async fn proxy(&self) -> Result<Proxy, Error> {
+    fn proxy(&self) -> Result<Proxy, Error> {
         let case = Handle::current().id();
         if let Some(proxy) = self.proxies.lock().expect("no case panics here").get(&case) {
             return Ok(proxy.clone());
         }
         let upstream = self.url.trim_start_matches("nats://").to_owned();
         let proxy = Proxy::start(upstream)
-            .await
             .map_err(|why| Error::new(ErrorKind::Unexpected, "no proxy").with_source(why))?;
         self.proxies.lock().expect("no case panics here").insert(case, proxy.clone());
         Ok(proxy)
@@ -41,7 +37,7 @@ impl Nats {
         &self,
         change: impl FnOnce(NatsConfig) -> NatsConfig,
     ) -> Result<Arc<dyn Backend>, Error> {
-        let config = NatsConfig::from_url(&self.proxy().await?.url())?;
+        let config = NatsConfig::from_url(&self.proxy()?.url("nats"))?;
         Ok(Arc::new(NatsBackend::connect(change(config)).await?))
     }
 }
@@ -63,10 +59,10 @@ impl Harness for Nats {
 
     /// The connections of this case are cut three times.
     async fn disturb(&self, _: &Topic) -> bool {
-        let Ok(proxy) = self.proxy().await else { return false };
+        let Ok(proxy) = self.proxy() else { return false };
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(60)).await;
-            proxy.cut(Duration::from_millis(20)).await;
+            proxy.cut_for(Duration::from_millis(20)).await;
         }
         true
     }

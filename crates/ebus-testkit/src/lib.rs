@@ -4,6 +4,7 @@
 //! - [`record`]: wrappers around a backend and around handlers that record a history, and change nothing.
 //! - [`oracle`]: judges a history by the promises G1..G7. It knows neither pool nor backend.
 //! - `conformance` (feature `conformance`): one suite of cases for every backend.
+//! - `proxy` (feature `proxy`): a TCP proxy with faults, for trouble between one client and its broker.
 //! - `brokers` (feature `brokers`): Apache Kafka and nats-server for tests.
 
 #[cfg(all(feature = "brokers", unix))]
@@ -12,4 +13,6 @@ pub mod brokers;
 pub mod conformance;
 pub mod history;
 pub mod oracle;
+#[cfg(feature = "proxy")]
+pub mod proxy;
 pub mod record;

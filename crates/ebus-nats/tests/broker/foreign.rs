@@ -5,11 +5,11 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
 use ebus_core::{Backend, ErrorKind, Message, Publish};
+use ebus_testkit::proxy::Proxy;
 use libtest_mimic::Trial;
 
 use crate::shared;
 use crate::support::drive::{Driver, Tested, connect, create, group, publish, refused, topic};
-use crate::support::proxy::Proxy;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -75,8 +75,8 @@ async fn late_message(url: String) -> Tested {
 
 async fn cut_connections(url: String) -> Tested {
     let upstream = url.trim_start_matches("nats://").to_owned();
-    let (direct, proxy) = (connect(&url).await?, Proxy::start(upstream).await?);
-    let (behind, topic, group) = (connect(&proxy.url()).await?, topic("cut"), group("g"));
+    let (direct, proxy) = (connect(&url).await?, Proxy::start(upstream)?);
+    let (behind, topic, group) = (connect(&proxy.url("nats")).await?, topic("cut"), group("g"));
     create(&direct, &topic, 4).await?;
     let mut driver = Driver::join(&behind, &group, &topic).await?;
     let publishing = async {
@@ -88,7 +88,7 @@ async fn cut_connections(url: String) -> Tested {
     let cutting = async {
         for _ in 0..6 {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            proxy.cut(Duration::from_millis(10)).await;
+            proxy.cut_for(Duration::from_millis(10)).await;
         }
     };
     let reading = driver.until("all is read", |heard| heard.messages.len() >= 30_000);

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, kv};
 use ebus_core::{Backend, Epoch, ErrorKind, NextOffset, SourceOptions, StartPosition, Timestamp};
+use ebus_testkit::proxy::Proxy;
 use libtest_mimic::Trial;
 
 use crate::shared;
 use crate::support::drive::{Driver, Tested, config, connect, create, group, one, publish, refused, topic};
-use crate::support::proxy::Proxy;
 use ebus_nats::NatsBackend;
 
 const LEASE: Duration = Duration::from_secs(2);
@@ -285,9 +285,9 @@ async fn subscribe_later(url: String) -> Tested {
 
 async fn lost_replies(url: String) -> Tested {
     let upstream = url.trim_start_matches("nats://").to_owned();
-    let (direct, proxy) = (connect(&url).await?, Proxy::start(upstream).await?);
+    let (direct, proxy) = (connect(&url).await?, Proxy::start(upstream)?);
     let lease = Duration::from_secs(6);
-    let behind = NatsBackend::connect(config(&proxy.url()).with_lease(lease)).await?;
+    let behind = NatsBackend::connect(config(&proxy.url("nats")).with_lease(lease)).await?;
     let (topic, group) = (topic("replies"), group("g"));
     create(&direct, &topic, 4).await?;
     let mut driver = Driver::join(&behind, &group, &topic).await?;
@@ -297,7 +297,11 @@ async fn lost_replies(url: String) -> Tested {
         let expected = (round as usize + 1) * 80;
         driver.until("all is read", |heard| heard.messages.len() == expected).await?;
         // All partitions commit while requests arrive and nothing comes back.
-        let muting = proxy.mute_and_cut(Duration::from_millis(400));
+        let muting = async {
+            proxy.mute();
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            proxy.cut_for(Duration::from_millis(10)).await;
+        };
         let held = std::mem::take(&mut driver.heard.held);
         let mut settled: Vec<_> = held.into_iter().map(|t| (t, ebus_core::Settlement::Finished)).collect();
         driver.source.settle(&mut settled);

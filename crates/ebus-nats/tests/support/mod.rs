@@ -2,4 +2,3 @@
 #![allow(dead_code)] // each of them uses a part of it
 
 pub(crate) mod drive;
-pub(crate) mod proxy;

@@ -1,0 +1,124 @@
+//! Several proxies as one: the network between one client and all nodes of a broker.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::Proxy;
+
+/// From a local port to a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// The local port that a client connects to.
+    pub port: u16,
+    /// The server behind it, `host:port`.
+    pub upstream: String,
+}
+
+impl Route {
+    /// From `port` to `upstream`.
+    pub fn new(port: u16, upstream: impl Into<String>) -> Self {
+        Self { port, upstream: upstream.into() }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.port, self.upstream)
+    }
+}
+
+impl FromStr for Route {
+    type Err = String;
+
+    /// Reads `<port>=<host:port>`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no route; write <port>=<host>:<port>");
+        let (port, upstream) = text.split_once('=').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        if upstream.contains(':') { Ok(Self::new(port, upstream)) } else { Err(wrong()) }
+    }
+}
+
+/// The network between one client and all nodes of a broker: a proxy for each of them, with the same faults at once.
+///
+/// A clone is the same line; its ports are free when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Line(Vec<Proxy>);
+
+impl Line {
+    /// Starts a proxy for every route.
+    ///
+    /// # Errors
+    /// `AddrInUse` when somebody uses one of the ports; then none of them is taken.
+    pub fn open<'r>(routes: impl IntoIterator<Item = &'r Route>) -> io::Result<Self> {
+        let routes = routes.into_iter();
+        routes.map(|route| Proxy::start_at(route.port, &*route.upstream)).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Starts a proxy on a free port for every server; `host:port` each.
+    ///
+    /// # Errors
+    /// Those of [`Proxy::start`].
+    pub fn to<S: Into<String>>(upstreams: impl IntoIterator<Item = S>) -> io::Result<Self> {
+        upstreams.into_iter().map(|upstream| Proxy::start(upstream)).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// What `Bus::connect` takes: all nodes, by this line.
+    pub fn url(&self, scheme: &str) -> String {
+        let nodes: Vec<_> = self.addresses().iter().map(SocketAddr::to_string).collect();
+        format!("{scheme}://{}", nodes.join(","))
+    }
+
+    /// Where clients reach the nodes.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().map(Proxy::addr).collect()
+    }
+
+    /// The proxies of the nodes, in the order of the routes.
+    pub fn proxies(&self) -> &[Proxy] {
+        &self.0
+    }
+
+    /// [`Proxy::cut`] for all nodes.
+    pub fn cut(&self) {
+        self.0.iter().for_each(Proxy::cut);
+    }
+
+    /// [`Proxy::stall`] for all nodes.
+    pub fn stall(&self) {
+        self.0.iter().for_each(Proxy::stall);
+    }
+
+    /// [`Proxy::mute`] for all nodes.
+    pub fn mute(&self) {
+        self.0.iter().for_each(Proxy::mute);
+    }
+
+    /// [`Proxy::heal`] for all nodes.
+    pub fn heal(&self) {
+        self.0.iter().for_each(Proxy::heal);
+    }
+
+    /// [`Proxy::cut_for`] for all nodes.
+    ///
+    /// # Cancel safety
+    /// That of [`Proxy::cut_for`].
+    pub async fn cut_for(&self, time: Duration) {
+        let healed = Healed(self);
+        self.cut();
+        tokio::time::sleep(time).await;
+        drop(healed);
+    }
+}
+
+/// Heals when dropped.
+struct Healed<'l>(&'l Line);
+
+impl Drop for Healed<'_> {
+    fn drop(&mut self) {
+        self.0.heal();
+    }
+}
