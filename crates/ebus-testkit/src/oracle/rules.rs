@@ -14,6 +14,8 @@ pub struct Rules {
     pub(super) cancel_within: Duration,
     pub(super) commit_within: Option<Duration>,
     pub(super) starts_within: Option<Duration>,
+    pub(super) recovers_within: Option<Duration>,
+    pub(super) leases: bool,
     pub(super) max_in_flight: Option<usize>,
 }
 
@@ -35,6 +37,8 @@ impl Rules {
             cancel_within: Duration::from_secs(1),
             commit_within: None,
             starts_within: None,
+            recovers_within: None,
+            leases: false,
             max_in_flight: None,
         }
     }
@@ -96,6 +100,26 @@ impl Rules {
         self
     }
 
+    /// Demands that every excuse is bound to a fault that the history records: of that member (`killed`, `stopped`, `cut`), or of the
+    /// broker (`down`). Without such a fault nothing may be lost without notice, run twice, or overlap. `within` is how long
+    /// after its end a fault may still have effects: the time to connect again, and to learn what was missed.
+    ///
+    /// What could not be committed for such a fault is not measured by [`commit_within`](Self::commit_within) before the fault
+    /// is over.
+    #[must_use]
+    pub fn only_faults_excuse(mut self, within: Duration) -> Self {
+        self.recovers_within = Some(within);
+        self
+    }
+
+    /// Demands that a member that is cut off from the broker stops by its own clock before anybody takes over: only `stopped`
+    /// excuses an overlap, and no `cut` or `down`. Only with [`only_faults_excuse`](Self::only_faults_excuse).
+    #[must_use]
+    pub fn leases(mut self) -> Self {
+        self.leases = true;
+        self
+    }
+
     /// Demands that a message starts within this time after it is stored, its partition is owned and its key is free
     /// (G4).
     #[must_use]
@@ -112,8 +136,18 @@ impl Rules {
     }
 
     pub(super) fn in_scope(&self, group: &str, topic: &str, partition: u32, offset: u64) -> bool {
+        if self.begins.is_empty() {
+            return true;
+        }
         let begin = self.begins.get(&(group.to_owned(), topic.to_owned(), partition));
         begin.is_none_or(|begin| offset >= *begin)
+    }
+}
+
+impl Rules {
+    /// How long after its end a fault has effects, in nanoseconds.
+    pub(super) fn aftermath(&self) -> u64 {
+        self.recovers_within.map_or(0, nanos)
     }
 }
 
