@@ -1,10 +1,11 @@
 //! The handle that asks and creates: topics, their ids and ends. Never by the way: a topic is created by an explicit call or
 //! by the policy (G8), and the broker's auto-creation is off.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebus_core::{Error, ErrorKind, NextOffset, PartitionInfo, Topic, TopicInfo, TopicSpec};
+use ebus_core::{Error, ErrorKind, LogMark, NextOffset, PartitionInfo, Topic, TopicInfo, TopicSpec};
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -12,6 +13,7 @@ use crate::clients::{self, FRAMING, Log};
 use crate::config::{KafkaConfig, TopicPolicy};
 use crate::error::{from_kafka, invalid};
 use crate::sys::admin::{self, Described};
+use crate::sys::ends::{End, ends};
 
 /// How often a topic that was just created is looked up until each partition has a leader.
 const SETTLING: Duration = Duration::from_millis(20);
@@ -97,6 +99,14 @@ impl Control {
         Ok(found.pop().flatten().filter(|described| described.partitions > 0))
     }
 
+    /// Which logs the topics are that exist.
+    pub(crate) fn marks(&self, topics: &[Topic]) -> Result<HashMap<Topic, LogMark>, Error> {
+        let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
+        let found = admin::describe_topics(self.client(), &names, self.timeout())?;
+        let marks = topics.iter().zip(found);
+        Ok(marks.filter_map(|(topic, found)| Some((topic.clone(), LogMark(found?.id)))).collect())
+    }
+
     /// Looks a topic up that must exist.
     pub(crate) fn existing(&self, topic: &Topic) -> Result<Described, Error> {
         self.describe(topic)?.ok_or_else(|| not_found(topic))
@@ -160,9 +170,32 @@ impl Control {
 
     /// Where its partitions begin and end.
     pub(crate) fn info(&self, topic: &Topic, partitions: u32) -> Result<TopicInfo, Error> {
-        let infos =
-            (0..partitions).map(|partition| self.range(topic, partition)).collect::<Result<_, _>>()?;
-        Ok(TopicInfo::new(topic.clone(), infos))
+        Ok(TopicInfo::new(topic.clone(), self.ranges(topic, partitions)?))
+    }
+
+    /// Where each partition begins and ends.
+    pub(crate) fn ranges(&self, topic: &Topic, partitions: u32) -> Result<Vec<PartitionInfo>, Error> {
+        let end = Instant::now() + self.timeout();
+        loop {
+            let ask = |side: End| {
+                let left = end.saturating_duration_since(Instant::now()).max(SETTLING);
+                ends(self.client(), topic.as_str(), partitions, side, left)
+            };
+            let both = ask(End::First).and_then(|first| Ok((first, ask(End::Next)?)));
+            match both {
+                Ok((first, next)) => {
+                    let ranges = first.into_iter().zip(next);
+                    return Ok(ranges
+                        .map(|(earliest, end)| PartitionInfo { earliest, end: NextOffset(end) })
+                        .collect());
+                }
+                // The leader of a partition that is new, or that moved, is not known everywhere at once.
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                    std::thread::sleep(SETTLING);
+                }
+                Err(error) => return Err(error.with_context("topic", topic)),
+            }
+        }
     }
 
     /// Where a partition begins and ends.

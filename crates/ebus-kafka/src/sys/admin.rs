@@ -46,7 +46,7 @@ pub(crate) struct NewOffset<'a> {
 }
 
 /// Owns a pointer of librdkafka and the function that frees it.
-struct Owned<T>(NonNull<T>, unsafe extern "C" fn(*mut T));
+pub(super) struct Owned<T>(NonNull<T>, unsafe extern "C" fn(*mut T));
 
 impl<T> Owned<T> {
     fn new(ptr: *mut T, free: unsafe extern "C" fn(*mut T), operation: &'static str) -> Result<Self, Error> {
@@ -55,7 +55,7 @@ impl<T> Owned<T> {
             .ok_or_else(|| from_code(operation, RDKafkaErrorCode::InvalidArgument))
     }
 
-    fn ptr(&self) -> *mut T {
+    pub(super) fn ptr(&self) -> *mut T {
         self.0.as_ptr()
     }
 }
@@ -67,7 +67,7 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-fn c_string(text: &str, operation: &'static str) -> Result<CString, Error> {
+pub(super) fn c_string(text: &str, operation: &'static str) -> Result<CString, Error> {
     CString::new(text)
         .map_err(|_| invalid("a name must not have a zero byte in it").with_operation(operation))
 }
@@ -76,12 +76,12 @@ fn millis(timeout: Duration) -> i32 {
     i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX)
 }
 
-type Options = Owned<rd::rd_kafka_AdminOptions_t>;
-type Queue = Owned<rd::rd_kafka_queue_t>;
-type Event = Owned<rd::rd_kafka_event_t>;
+pub(super) type Options = Owned<rd::rd_kafka_AdminOptions_t>;
+pub(super) type Queue = Owned<rd::rd_kafka_queue_t>;
+pub(super) type Event = Owned<rd::rd_kafka_event_t>;
 
 /// Makes one admin call: `start` enqueues it, the answer is waited for.
-fn call<C: ClientContext>(
+pub(super) fn call<C: ClientContext>(
     client: &Client<C>,
     operation: &'static str,
     kind: rd::rd_kafka_admin_op_t,

@@ -3,6 +3,7 @@
 //! - [`admin`]: topic ids, and a group's offsets with their metadata as bytes. The wrapper's `metadata()` panics on what is
 //!   not UTF-8, and any consumer of the group may have written such (G9).
 //! - [`commit`]: commits whose answer is heard without waiting for it.
+//! - [`ends`]: where all partitions of a topic begin and end, by one call.
 //! - [`queue`]: messages of a partition by the batch. The wrapper makes an event and a reference count per message, and panics
 //!   on a header name that is not UTF-8.
 //! - [`produce`]: whether a failed message may be stored.
@@ -12,5 +13,6 @@
 
 pub(crate) mod admin;
 pub(crate) mod commit;
+pub(crate) mod ends;
 pub(crate) mod produce;
 pub(crate) mod queue;
