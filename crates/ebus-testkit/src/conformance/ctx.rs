@@ -12,6 +12,7 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
 use super::failure::Checked;
+use super::faults::{Faults, LogFaults};
 use super::harness::Harness;
 use super::log::Log;
 use super::member::{Life, MemberBuilder};
@@ -66,6 +67,18 @@ impl Ctx {
     /// Whether several members share a group here.
     pub(super) fn several(&self) -> bool {
         self.capability().several_members
+    }
+
+    /// Faults of ownership; for cases that need them.
+    #[allow(dead_code)] // until the cases of the next commits
+    pub(super) fn faults(&self) -> Arc<dyn Faults> {
+        self.harness.faults().expect("the case says that it needs them")
+    }
+
+    /// Faults of what is stored; for cases that need them.
+    #[allow(dead_code)] // until the cases of the next commits
+    pub(super) fn log_faults(&self) -> Arc<dyn LogFaults> {
+        self.harness.log_faults().expect("the case says that it needs them")
     }
 
     pub(super) fn patience(&self) -> Duration {

@@ -7,6 +7,8 @@ use async_trait::async_trait;
 use ebus_core::{Backend, Error, Topic};
 use ebus_pool::Pool;
 
+use super::faults::{Faults, LogFaults};
+
 /// A backend as the suite sees it: one broker, and connections to it.
 #[async_trait]
 pub trait Harness: Send + Sync + 'static {
@@ -38,6 +40,16 @@ pub trait Harness: Send + Sync + 'static {
     async fn disturb(&self, topic: &Topic) -> bool {
         let _ = topic;
         false
+    }
+
+    /// Faults of ownership on request; `None` where the broker cannot be told to.
+    fn faults(&self) -> Option<Arc<dyn Faults>> {
+        None
+    }
+
+    /// Faults of what is stored; `None` where nobody has taught the suite how.
+    fn log_faults(&self) -> Option<Arc<dyn LogFaults>> {
+        None
     }
 
     /// How long a case waits for a condition before it fails: at least what a rebalance, or the take-over from a member that

@@ -51,6 +51,7 @@
 mod cases;
 mod ctx;
 mod failure;
+mod faults;
 mod faulty;
 mod handler;
 mod harness;
@@ -61,5 +62,6 @@ mod rng;
 mod runner;
 mod wait;
 
+pub use faults::{Faults, LogFaults};
 pub use harness::{Harness, Setup, TopicPolicy};
 pub use runner::run;

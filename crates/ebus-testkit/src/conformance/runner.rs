@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use parking_lot::Mutex;
 
-use super::cases::{Case, all};
+use super::cases::{Case, Needs, all};
 use super::ctx::Ctx;
 use super::failure::{Checked, Failure};
 use super::harness::{Harness, Setup};
@@ -102,9 +102,8 @@ async fn in_runtime(
     let prefix = format!("{short}-{:x}-{:x}", nonce() & 0xffff_ffff, std::process::id());
     let connected = tokio::time::timeout(limit, Ctx::new(harness, prefix, seed)).await;
     let ctx = Arc::new(connected.map_err(|_| Failure::new(format!("no connection within {limit:?}")))??);
-    if case.several_members && !ctx.several() {
-        let backend = ctx.capability().backend;
-        return Ok(Completion::ignored_with(format!("{backend} has one member in a group")));
+    if let Some(reason) = lacks(&ctx, case.needs) {
+        return Ok(Completion::ignored_with(format!("{} {reason}", ctx.capability().backend)));
     }
     *keep.lock() = Some(ctx.clone());
     let caught = AssertUnwindSafe((case.run)(ctx.clone())).catch_unwind();
@@ -129,6 +128,20 @@ async fn in_runtime(
         return Ok(Completion::Completed);
     }
     Err(Failure::new(format!("{text}{}{states}{}", told(&verdict), tail(&events))))
+}
+
+fn lacks(ctx: &Ctx, needs: Needs) -> Option<&'static str> {
+    let one_member = (!ctx.several()).then_some("has one member in a group");
+    match needs {
+        Needs::Anywhere => None,
+        Needs::Several => one_member,
+        Needs::Faults if ctx.harness.faults().is_none() => Some("makes no faults of ownership on request"),
+        Needs::Faults => one_member,
+        Needs::LogFaults if ctx.harness.log_faults().is_none() => {
+            Some("makes no faults of what is stored on request")
+        }
+        Needs::LogFaults => None,
+    }
 }
 
 fn told(verdict: &Verdict) -> String {
