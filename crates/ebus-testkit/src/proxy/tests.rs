@@ -98,9 +98,11 @@ fn a_cut_that_is_healed_at_once_still_resets() {
 fn a_cut_reaches_the_server_too() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = Proxy::start(listener.local_addr().unwrap().to_string()).unwrap();
-    let _client = connect(&proxy);
+    let mut client = connect(&proxy);
     let (mut server, _) = listener.accept().unwrap();
     server.set_read_timeout(Some(SOON)).unwrap();
+    client.write_all(b"x").unwrap();
+    heard(&mut server, "x");
     proxy.cut();
     is_reset(&mut server);
 }
