@@ -22,6 +22,21 @@ impl Line {
         routes.map(|route| Proxy::start_at(route.port, &*route.upstream)).collect::<io::Result<_>>().map(Self)
     }
 
+    /// Opens the first of these ways that nobody uses; `None` when all are in use.
+    ///
+    /// # Errors
+    /// When a proxy cannot be started for another reason.
+    pub fn first_free<'r>(ways: impl IntoIterator<Item = &'r [Route]>) -> io::Result<Option<Self>> {
+        for routes in ways {
+            match Self::open(routes) {
+                Ok(line) => return Ok(Some(line)),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// Starts a proxy on a free port for every server; `host:port` each.
     ///
     /// # Errors

@@ -223,7 +223,10 @@ fn a_line_has_the_same_fault_on_all_routes_and_takes_all_ports_or_none() {
     let taken = line.addresses()[0].port();
     let free = Proxy::start(echo()).unwrap().addr().port();
     assert!(Line::open(&[Route::new(free, echo()), Route::new(taken, echo())]).is_err());
-    Proxy::start_at(free, echo()).unwrap();
+    let ways = [vec![Route::new(free, echo()), Route::new(taken, echo())], vec![Route::new(free, echo())]];
+    let other = Line::first_free(ways.iter().map(Vec::as_slice)).unwrap().unwrap();
+    assert_eq!(other.addresses().len(), 1, "the second way");
+    assert!(Line::first_free(ways.iter().map(Vec::as_slice)).unwrap().is_none());
 }
 
 #[test]

@@ -39,6 +39,23 @@ pub(super) enum Needs {
     Faults,
     /// [`LogFaults`](super::faults::LogFaults).
     LogFaults,
+    /// A broker of its own, of one node.
+    OwnBroker,
+    /// A broker of its own, of three nodes.
+    OwnCluster,
+    /// A network that can be broken: [`Harness::connect_linked`](super::Harness::connect_linked).
+    Links,
+}
+
+impl Needs {
+    /// How many nodes its own broker has.
+    pub(super) fn nodes(self) -> Option<usize> {
+        match self {
+            Self::OwnBroker => Some(1),
+            Self::OwnCluster => Some(3),
+            _ => None,
+        }
+    }
 }
 
 /// `module Needs { cases }`.
