@@ -84,6 +84,7 @@ pub(crate) struct Report {
     retries: u64,
     replayed: u64,
     oldest_replayed_ms: f64,
+    held_up: u64,
     excused_overlaps: u64,
     lost: u64,
     reordered: u64,
@@ -130,6 +131,7 @@ impl Report {
             retries: verdict.retries,
             replayed: verdict.replayed,
             oldest_replayed_ms: verdict.oldest_replayed.as_secs_f64() * 1e3,
+            held_up: verdict.held_up,
             excused_overlaps: verdict.excused_overlaps,
             lost: verdict.lost,
             reordered: verdict.reordered,
@@ -182,8 +184,9 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "replayed          {}, the oldest finished {:.0} ms before the crash; {} excused overlaps, {} torn lines",
-            self.replayed, self.oldest_replayed_ms, self.excused_overlaps, self.torn_lines
+            "replayed          {}, {} of them held up by other faults, else the oldest finished {:.0} ms before the crash; {} excused \
+             overlaps, {} torn lines",
+            self.replayed, self.held_up, self.oldest_replayed_ms, self.excused_overlaps, self.torn_lines
         )?;
         match &self.back {
             Some(back) => writeln!(

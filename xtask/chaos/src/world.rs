@@ -35,6 +35,8 @@ pub(crate) struct Nature {
     pub(crate) cards: Vec<Card>,
     /// Whether owners stop by their own clocks: then no network explains an overlap.
     pub(crate) leases: bool,
+    /// Whether nobody's commit is accepted while the group waits for a member that is dead.
+    pub(crate) group_waits: bool,
     /// How long after a fault was ended it may have effects: the time to connect again and to learn what was missed.
     pub(crate) recovers_within: Duration,
 }
@@ -61,7 +63,8 @@ impl Nature {
             options::Backend::Nats if nodes == 1 => (secs(3), true, secs(10)),
             options::Backend::Nats => (secs(15), true, secs(15)),
         };
-        Self { lease, cards, leases, recovers_within }
+        let group_waits = backend == options::Backend::Kafka;
+        Self { lease, cards, leases, group_waits, recovers_within }
     }
 
     /// What the oracle demands.
@@ -73,7 +76,8 @@ impl Nature {
             .commit_within(COMMIT_WITHIN)
             .max_in_flight(MAX_IN_FLIGHT)
             .only_faults_excuse(self.recovers_within);
-        if self.leases { rules.leases() } else { rules }
+        let rules = if self.leases { rules.leases() } else { rules };
+        if self.group_waits { rules.group_waits(self.lease + COMMIT_WITHIN) } else { rules }
     }
 }
 

@@ -14,9 +14,13 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
         let Some(finished) = facts.finished.get(&run.work) else { continue };
         let Some(&before) = finished.iter().rev().find(|at| **at < run.start) else { continue };
         match excuse(facts, rules, &committed, run, before) {
-            Ok(age) => {
+            Ok(excuse) => {
                 verdict.replayed += 1;
-                verdict.oldest_replayed = verdict.oldest_replayed.max(age);
+                match excuse {
+                    Excuse::Uncommitted(age) => verdict.oldest_replayed = verdict.oldest_replayed.max(age),
+                    Excuse::HeldUp => verdict.held_up += 1,
+                    Excuse::Unaware => {}
+                }
             }
             Err(why) => verdict.find(
                 Promise::G6,
@@ -49,15 +53,24 @@ fn is_committed_before(commits: &Commits<'_>, work: Work<'_>, before: At) -> boo
     })
 }
 
-/// How long before the crash it was finished that `run` repeats, at `before`, where no other fault held its commit up. An error
-/// says why there is no excuse.
+/// Why a message may run again.
+enum Excuse {
+    /// It finished so long before the crash, and was not committed yet.
+    Uncommitted(Duration),
+    /// Another fault kept it from being committed.
+    HeldUp,
+    /// The member did not know that it owned nothing any more.
+    Unaware,
+}
+
+/// Why `run` may repeat what was finished at `before`; an error says why it may not.
 fn excuse(
     facts: &Facts<'_>,
     rules: &Rules,
     commits: &Commits<'_>,
     run: &Run<'_>,
     before: At,
-) -> Result<Duration, &'static str> {
+) -> Result<Excuse, &'static str> {
     let Some(former) = facts.finisher(run.work, before) else {
         return Err("and nobody knows who finished it");
     };
@@ -73,7 +86,7 @@ fn excuse(
         && stale.is_some_and(|latest| start <= latest)
         && facts.may_be_stale(rules, run.member, start)
     {
-        return Ok(Duration::ZERO);
+        return Ok(Excuse::Unaware);
     }
     let Some(crash) = facts.crashed_at(former.ownership()) else {
         return Err("and its owner had not crashed");
@@ -91,11 +104,12 @@ fn excuse(
     let lost_ns = facts.event(crash.min(next)).at_ns;
     let finished_ns = facts.event(before).at_ns;
     let within = rules.commit_within.map_or(u64::MAX, nanos);
-    let due = facts.faults.commit_due(former.member, finished_ns, within, aftermath);
+    let due = facts.faults.commit_due(former.member, finished_ns, within, rules);
     if due < lost_ns {
         return Err("and it finished long before the crash");
     }
-    let held_up = due > finished_ns.saturating_add(within);
-    let age = if held_up { 0 } else { lost_ns.saturating_sub(finished_ns) };
-    Ok(Duration::from_nanos(age))
+    if due > finished_ns.saturating_add(within) {
+        return Ok(Excuse::HeldUp);
+    }
+    Ok(Excuse::Uncommitted(Duration::from_nanos(lost_ns.saturating_sub(finished_ns))))
 }

@@ -2,6 +2,8 @@
 //!
 //! An excuse belongs to the member that had the fault, and to the time of it; where the broker itself was down, to all members.
 
+use super::Rules;
+use super::rules::nanos;
 use crate::history::{Event, Kind};
 
 #[derive(Debug, Default)]
@@ -80,12 +82,20 @@ impl<'a> Faults<'a> {
         latest
     }
 
-    /// When what `member` finished at `from` must have been committed: `within` later, or after it could reach the broker again.
-    pub(super) fn commit_due(&self, member: &str, from: u64, within: u64, after: u64) -> u64 {
+    /// When what `member` finished at `from` must have been committed: `within` later, or after it could reach the broker again,
+    /// or after the group did not wait for somebody else any more.
+    pub(super) fn commit_due(&self, member: &str, from: u64, within: u64, rules: &Rules) -> u64 {
+        let after = rules.aftermath();
         let mut due = from.saturating_add(within);
-        for span in self.spans.iter().filter(|span| span.kind != Kind::Killed && span.concerns(member)) {
-            if span.meets(from, due, after) {
-                due = due.max(span.to().saturating_add(after).saturating_add(within));
+        for span in &self.spans {
+            let own = span.concerns(member) && span.kind != Kind::Killed;
+            let over = match rules.group_waits.map(nanos) {
+                _ if own => span.to().saturating_add(after),
+                Some(waits) if span.kind != Kind::Down => span.from.saturating_add(waits),
+                _ => continue,
+            };
+            if span.from <= due && from <= over {
+                due = due.max(over.saturating_add(within));
             }
         }
         due

@@ -16,6 +16,7 @@ pub struct Rules {
     pub(super) starts_within: Option<Duration>,
     pub(super) recovers_within: Option<Duration>,
     pub(super) leases: bool,
+    pub(super) group_waits: Option<Duration>,
     pub(super) max_in_flight: Option<usize>,
 }
 
@@ -39,6 +40,7 @@ impl Rules {
             starts_within: None,
             recovers_within: None,
             leases: false,
+            group_waits: None,
             max_in_flight: None,
         }
     }
@@ -117,6 +119,16 @@ impl Rules {
     #[must_use]
     pub fn leases(mut self) -> Self {
         self.leases = true;
+        self
+    }
+
+    /// Allows that no commit of anybody is accepted for so long after a fault of any member began: the broker answers none while
+    /// the group waits for a member that is not yet taken for dead, as Kafka's classic protocol does for a session time-out. What
+    /// excuses that something is lost at all is still a fault of its own owner. Only with
+    /// [`only_faults_excuse`](Self::only_faults_excuse).
+    #[must_use]
+    pub fn group_waits(mut self, within: Duration) -> Self {
+        self.group_waits = Some(within);
         self
     }
 

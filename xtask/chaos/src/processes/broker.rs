@@ -1,12 +1,15 @@
 //! The private broker, driven by a thread of its own: starting a node takes seconds, and the schedule goes on.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
-use ebus_testkit::brokers::{BrokerError, Home, KafkaConfig, NatsConfig, Server, launch_kafka, launch_nats};
+use ebus_testkit::brokers::{
+    BrokerError, Home, KafkaConfig, Link, NatsConfig, Server, launch_kafka, launch_nats,
+};
 use ebus_testkit::history::Kind;
 use ebus_testkit::proxy::Line;
 use tokio::sync::oneshot;
@@ -14,6 +17,9 @@ use tokio::sync::oneshot;
 use super::Reach;
 use crate::options::Backend;
 use crate::world::Marks;
+
+/// A session that ends soon, and publishes that fail sooner than the publisher waits for them at the end.
+const KAFKA_SETTINGS: &str = "session_timeout_ms=6000&delivery_timeout_ms=15000";
 
 /// What is done to a node.
 #[derive(Debug)]
@@ -32,27 +38,33 @@ pub(super) struct Broker {
     backend: Backend,
     url: String,
     addresses: Vec<SocketAddr>,
+    /// Of a broker that tells its clients where it is.
+    links: Vec<Link>,
     orders: Option<Sender<Operation>>,
     trouble: Arc<Mutex<Vec<String>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Broker {
-    pub(super) fn launch(backend: Backend, nodes: usize, _processes: usize, marks: Marks) -> Result<Self> {
+    /// For so many processes at once.
+    pub(super) fn launch(backend: Backend, nodes: usize, processes: usize, marks: Marks) -> Result<Self> {
         let home = Home::from_env().with_context(|| {
             format!("{} names no directory of brokers; run `cargo xtask chaos`, which does", Home::VARIABLE)
         })?;
         let server = match backend {
-            Backend::Kafka => launch_kafka(&home, KafkaConfig::default().with_nodes(nodes))?,
+            Backend::Kafka => {
+                launch_kafka(&home, KafkaConfig::default().with_nodes(nodes).with_links(processes))?
+            }
             Backend::Nats => launch_nats(&home, NatsConfig::default().with_nodes(nodes))?,
             Backend::Memory => bail!("the broker in memory is not launched"),
         };
         let (url, addresses) = (server.url(), server.addresses());
+        let links: Vec<Link> = (0..processes).map_while(|number| server.link(number)).collect();
         let (orders, ordered) = mpsc::channel();
         let trouble = Arc::default();
         let worker = Worker { server, marks, trouble: Arc::clone(&trouble), down: vec![false; nodes] };
         let thread = std::thread::Builder::new().name("broker".into()).spawn(move || worker.run(&ordered))?;
-        Ok(Self { backend, url, addresses, orders: Some(orders), trouble, thread: Some(thread) })
+        Ok(Self { backend, url, addresses, links, orders: Some(orders), trouble, thread: Some(thread) })
     }
 
     /// The broker itself.
@@ -62,14 +74,20 @@ impl Broker {
 
     /// The network of one process more.
     pub(super) fn network(&self) -> Result<Reach> {
-        match self.backend {
-            Backend::Nats => {
-                let line = Line::to(self.addresses.iter().map(SocketAddr::to_string))?;
-                let url = line.url("nats");
-                Ok((Some(line), url))
-            }
-            _ => Ok((None, format!("{}?session_timeout_ms=6000&delivery_timeout_ms=15000", self.url))),
+        if self.backend == Backend::Nats {
+            let line = Line::to(self.addresses.iter().map(SocketAddr::to_string))?;
+            let url = line.url("nats");
+            return Ok((line, url));
         }
+        for link in &self.links {
+            match Line::open(link.routes()) {
+                Ok(line) => return Ok((line, format!("{}?{KAFKA_SETTINGS}", link.url("kafka")))),
+                // Another process has it.
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bail!("all {} links are in use", self.links.len())
     }
 
     /// Is done in the order of the calls.

@@ -22,6 +22,8 @@ use running::{Network, Running};
 const LEAVE_WITHIN: Duration = Duration::from_secs(40);
 /// How long a publisher may take to get all its answers.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(90);
+/// Members that may be there beside those that shall be: just joined, or about to leave.
+const LEAVING: usize = 6;
 /// How often processes are looked at that shall end.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -42,7 +44,7 @@ pub(crate) struct Processes {
 impl Processes {
     pub(crate) fn launch(options: &Options, marks: Marks, files: Files, load: Load) -> Result<Self> {
         let program = std::env::current_exe().context("could not find this program")?;
-        let processes = PUBLISHERS as usize + options.members as usize;
+        let processes = PUBLISHERS as usize + options.members as usize + LEAVING;
         let broker = Broker::launch(options.backend, options.nodes, processes, marks.clone())?;
         let parts = vec![Part::new(files.history("driver"), false)];
         Ok(Self {
@@ -228,4 +230,4 @@ impl Processes {
 }
 
 /// The network of a process, and the URL by which it reaches the broker through it.
-type Reach = (Option<Network>, String);
+type Reach = (Network, String);

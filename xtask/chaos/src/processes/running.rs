@@ -24,7 +24,7 @@ pub(super) type Network = Line;
 pub(super) struct Running {
     name: String,
     child: Child,
-    network: Option<Network>,
+    network: Network,
     stopped: bool,
     cut: bool,
 }
@@ -101,18 +101,15 @@ impl Running {
     }
 
     fn trouble(&mut self, marks: &Marks, how: fn(&Network)) {
-        if let Some(network) = &self.network {
-            if !std::mem::replace(&mut self.cut, true) {
-                marks.mark(Kind::Cut, &self.name);
-            }
-            how(network);
+        if !std::mem::replace(&mut self.cut, true) {
+            marks.mark(Kind::Cut, &self.name);
         }
+        how(&self.network);
     }
 
     pub(super) fn heal(&mut self, marks: &Marks) {
-        if let Some(network) = self.network.as_ref().filter(|_| self.cut) {
-            network.heal();
-            self.cut = false;
+        if std::mem::take(&mut self.cut) {
+            self.network.heal();
             marks.mark(Kind::Healed, &self.name);
         }
     }

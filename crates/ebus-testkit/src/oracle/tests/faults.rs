@@ -151,3 +151,29 @@ fn a_fault_that_ends_and_never_began_is_malformed() {
     let script = Script::new().fault(Kind::Cut, "m").fault(Kind::Healed, "n");
     finds(&script, &strict(), &[(Promise::Malformed, 1)]);
 }
+
+#[test]
+fn p6_a_group_that_waits_for_the_dead_holds_commits_up_and_excuses_no_loss() {
+    // `o` is killed, `m` finishes something that cannot be committed, and is killed before the group goes on.
+    let script = |after: Duration, fault: Option<&str>| {
+        let mut script = Script::new()
+            .stored("k", 0)
+            .assigned("m", 1)
+            .fault(Kind::Killed, "o")
+            .after(after)
+            .run("m", 1, "k", 0, Outcome::Ack)
+            .after(3 * SECOND)
+            .lost("m", 1);
+        if let Some(fault) = fault {
+            script = script.fault(Kind::Killed, fault);
+            let killed = script.events.len() - 1;
+            script.events[killed - 1].at_ns = script.events[killed].at_ns;
+        }
+        script.assigned("n", 2).run("n", 2, "k", 0, Outcome::Ack)
+    };
+    let rules = strict().group_waits(6 * SECOND);
+    finds(&script(SECOND, Some("m")), &rules, &[]);
+    finds(&script(SECOND, Some("m")), &strict(), &[(Promise::G6, 1)]);
+    finds(&script(7 * SECOND, Some("m")), &rules, &[(Promise::G6, 1)]);
+    finds(&script(SECOND, None), &rules, &[(Promise::G6, 1)]);
+}
