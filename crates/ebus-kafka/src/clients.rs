@@ -42,9 +42,13 @@ fn base(config: &KafkaConfig, wants: &[Route]) -> ClientConfig {
     client
 }
 
-/// What asks and creates: no group, no messages.
+/// What asks and creates: a member of no group, no messages.
 pub(crate) fn control(config: &KafkaConfig) -> ClientConfig {
-    base(config, &[])
+    let mut client = base(config, &[]);
+    // It asks for the positions of groups. When the coordinator has moved, as when a broker restarts, librdkafka tells the
+    // handle's own group to look for its coordinator, and crashes where there is none (2.12.1, `rd_kafka_handle_OffsetFetch`).
+    consume(&mut client, "ebus-control");
+    client
 }
 
 /// What publishes.

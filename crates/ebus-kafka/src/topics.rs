@@ -173,7 +173,7 @@ impl Control {
         Ok(TopicInfo::new(topic.clone(), self.ranges(topic, partitions)?))
     }
 
-    /// Where each partition begins and ends.
+    /// Where each partition of a topic that was seen begins and ends.
     pub(crate) fn ranges(&self, topic: &Topic, partitions: u32) -> Result<Vec<PartitionInfo>, Error> {
         let end = Instant::now() + self.timeout();
         loop {
@@ -189,8 +189,11 @@ impl Control {
                         .map(|(earliest, end)| PartitionInfo { earliest, end: NextOffset(end) })
                         .collect());
                 }
-                // The leader of a partition that is new, or that moved, is not known everywhere at once.
-                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                // What is new is not known to every broker at once: neither a topic, nor who leads a partition.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound)
+                        && Instant::now() < end =>
+                {
                     std::thread::sleep(SETTLING);
                 }
                 Err(error) => return Err(error.with_context("topic", topic)),
