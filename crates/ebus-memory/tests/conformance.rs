@@ -1,12 +1,12 @@
 //! The conformance suite on the in-process broker.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{Backend, Error, ErrorKind, Group, NextOffset, PartitionId, Topic};
 use ebus_memory::{MemberId, MemoryBroker, MemoryConfig};
-use ebus_testkit::conformance::{self, Faults, Harness, LogFaults, Setup, TopicPolicy};
+use ebus_testkit::conformance::{self, Faults, Harness, LogFaults, OwnBroker, Setup, TopicPolicy};
 
 struct Memory(MemoryBroker);
 
@@ -34,6 +34,14 @@ impl Harness for Memory {
         Some(Arc::new(MemoryFaults(self.0.faults())))
     }
 
+    async fn own_broker(&self, nodes: usize) -> Result<Option<Arc<dyn OwnBroker>>, Error> {
+        if nodes > 1 {
+            return Ok(None);
+        }
+        let broker = MemoryBroker::new(MemoryConfig::default())?;
+        Ok(Some(Arc::new(OneBroker { broker, topics: Mutex::default() })))
+    }
+
     /// Publishes fail, then are stored twice, then their receipts come late.
     async fn disturb(&self, topic: &Topic) -> bool {
         let faults = self.0.faults();
@@ -49,6 +57,54 @@ impl Harness for Memory {
         };
         let made: Result<(), Error> = trouble.await;
         made.is_ok()
+    }
+}
+
+/// A broker that takes nothing while it is down.
+struct OneBroker {
+    broker: MemoryBroker,
+    topics: Mutex<Vec<Topic>>,
+}
+
+impl OneBroker {
+    fn set_down(&self, down: bool) -> Result<(), Error> {
+        let topics = self.topics.lock().expect("nobody panics here");
+        topics.iter().try_for_each(|topic| self.broker.faults().unavailable(topic, down))
+    }
+}
+
+#[async_trait]
+impl OwnBroker for OneBroker {
+    fn harness(&self) -> Arc<dyn Harness> {
+        Arc::new(Memory(self.broker.clone()))
+    }
+
+    fn nodes(&self) -> usize {
+        1
+    }
+
+    async fn stop(&self, _: usize) -> Result<(), Error> {
+        self.set_down(true)
+    }
+
+    async fn kill(&self, _: usize) -> Result<(), Error> {
+        self.set_down(true)
+    }
+
+    async fn start(&self, _: usize) -> Result<(), Error> {
+        self.set_down(false)
+    }
+
+    async fn freeze(&self, _: usize) -> Result<(), Error> {
+        Err(Error::new(ErrorKind::Unsupported, "a broker in this process is never frozen"))
+    }
+
+    async fn thaw(&self, _: usize) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn has_topic(&self, topic: &Topic) {
+        self.topics.lock().expect("nobody panics here").push(topic.clone());
     }
 }
 

@@ -1,6 +1,7 @@
 //! The conformance suite on a real nats-server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{Backend, Error, ErrorKind};
@@ -40,6 +41,14 @@ impl Harness for Nats {
 
     fn has_links(&self) -> bool {
         true
+    }
+
+    fn has_leases(&self) -> bool {
+        true
+    }
+
+    fn publish_deadline(&self) -> Duration {
+        NatsConfig::new([&self.url]).publish_timeout
     }
 
     async fn connect_linked(&self) -> Result<Option<(Arc<dyn Backend>, Arc<dyn Link>)>, Error> {

@@ -174,13 +174,11 @@ impl Ctx {
     }
 
     /// The case's own broker; for cases that need one.
-    #[allow(dead_code)] // until group H
     pub(super) fn own_broker(&self) -> Arc<dyn OwnBroker> {
         self.own_broker.clone().expect("the case says that it needs one")
     }
 
     /// The broker or a node of it is down or up now, by the case's doing.
-    #[allow(dead_code)] // until group H
     pub(super) fn note_broker(&self, kind: Kind) {
         self.history.record(Event::new(kind));
     }

@@ -90,6 +90,16 @@ pub trait Harness: Send + Sync + 'static {
         Duration::from_secs(30)
     }
 
+    /// When a publish has an answer at the latest, with the settings of [`connect`](Self::connect).
+    fn publish_deadline(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    /// Whether a member that cannot reach the broker stops by its own clock before another one takes over.
+    fn has_leases(&self) -> bool {
+        false
+    }
+
     /// How long a case may last.
     fn time_limit(&self) -> Duration {
         Duration::from_secs(120)

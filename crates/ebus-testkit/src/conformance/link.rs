@@ -38,7 +38,6 @@ pub(super) enum Break {
     /// [`Link::cut`].
     Cut,
     /// [`Link::stall`].
-    #[allow(dead_code)] // until group H
     Stalled,
 }
 

@@ -56,6 +56,7 @@ mod faulty;
 mod handler;
 mod harness;
 mod link;
+mod load;
 mod log;
 mod member;
 mod own_broker;

@@ -154,8 +154,14 @@ fn lacks(ctx: &Ctx, needs: Needs) -> Option<&'static str> {
     let one_member = (!ctx.several()).then_some("has one member in a group");
     match needs {
         Needs::Anywhere | Needs::OwnBroker | Needs::OwnCluster => None,
-        Needs::Links if !ctx.harness.has_links() => Some("has no network here that a case can break"),
-        Needs::Links => None,
+        Needs::Links | Needs::SeveralLinks | Needs::LongLinks if !ctx.harness.has_links() => {
+            Some("has no network here that a case can break")
+        }
+        Needs::LongLinks if std::env::var_os("EBUS_LONG").is_none() => {
+            Some("has better things to do for minutes; EBUS_LONG=1 runs it")
+        }
+        Needs::SeveralLinks => one_member,
+        Needs::Links | Needs::LongLinks => None,
         Needs::Several => one_member,
         Needs::Faults if ctx.harness.faults().is_none() => Some("makes no faults of ownership on request"),
         Needs::Faults => one_member,

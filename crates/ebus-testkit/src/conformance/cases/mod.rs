@@ -9,12 +9,14 @@ use super::failure::Checked;
 mod a_one;
 mod b_many;
 mod c_failure;
+mod d_cut_off;
 mod d_hand_over;
 mod d_ownership;
 mod d_tokens;
 mod e_restart;
 mod f_bounds;
 mod g_control;
+mod h_trouble;
 mod i_life;
 mod i_race;
 
@@ -45,6 +47,10 @@ pub(super) enum Needs {
     OwnCluster,
     /// A network that can be broken: [`Harness::connect_linked`](super::Harness::connect_linked).
     Links,
+    /// That, and several members.
+    SeveralLinks,
+    /// That, and minutes of time: only with `EBUS_LONG`.
+    LongLinks,
 }
 
 impl Needs {
@@ -128,6 +134,24 @@ pub(super) fn all() -> Vec<Case> {
             g01_drain_finishes_what_runs
             g01_drain_cancels_at_its_deadline
             g04_subscribe_a_second_topic_later
+        }
+        d_cut_off SeveralLinks {
+            d12_cut_off_past_its_lease_it_is_fenced
+        }
+        h_trouble OwnBroker {
+            h01_the_broker_restarts
+            h03_the_broker_is_gone_for_good
+        }
+        h_trouble Links {
+            h02_the_network_is_cut_for_5_s
+            h02_the_network_stalls_for_5_s
+        }
+        h_trouble LongLinks {
+            h02_the_network_is_cut_for_60_s
+            h02_the_network_stalls_for_60_s
+        }
+        h_trouble OwnCluster {
+            h04_a_cluster_loses_one_node_then_another
         }
         i_life Anywhere {
             i01_close_twice_one_result
