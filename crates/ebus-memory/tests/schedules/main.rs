@@ -35,18 +35,8 @@ fn main() {
             print(info);
         }
     }));
-    let trials = vec![
-        Trial::test("p1_to_p7_a_thousand_random_schedules", thousand),
-        Trial::test("what_was_found_once", || found_once().map_err(Failed::from)),
-    ];
+    let trials = vec![Trial::test("p1_to_p7_a_thousand_random_schedules", thousand)];
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
-}
-
-/// Schedules that went wrong once.
-fn found_once() -> Result<(), String> {
-    // 67: a member that closed while frozen had not learnt that others owned its partitions, and called that a release.
-    const SEEDS: &[u64] = &[67];
-    SEEDS.iter().try_for_each(|seed| run(*seed).map(drop))
 }
 
 fn thousand() -> Result<(), Failed> {

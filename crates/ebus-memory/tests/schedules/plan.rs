@@ -81,7 +81,7 @@ impl Plan {
             seed,
             partitions: random.within(1, 4) as u32,
             keys: random.within(2, 12),
-            steps: random.within(20, 60),
+            steps: random.within(15, 40),
             commits_kept: random.one_in(2),
             retain: if random.one_in(4) { random.within(100, 200) } else { 1 << 20 },
             max_idle: random.millis(200, 3_000),

@@ -42,6 +42,9 @@ pub(crate) const KINDS: &[&str] = &[
     "cancelled",
 ];
 
+/// The header that names the publisher.
+const PUBLISHER: &str = "publisher";
+
 /// In paused time: far beyond what any plan needs for what is left at the end.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -203,7 +206,7 @@ impl World {
     }
 
     async fn publish(&mut self) {
-        let count = self.random.within(1, 25);
+        let count = self.random.within(1, 15);
         self.trace.push(format!("publish {count}"));
         for _ in 0..count {
             let key = self.random.within(0, self.plan.keys);
@@ -216,13 +219,15 @@ impl World {
                 message = message.with_key(format!("k{key}"));
             }
             let publisher = self.random.within(0, 1) as usize;
+            message = message.with_header(PUBLISHER, publisher.to_string());
             let publish = Publish::new(topic(), message);
             let sent = self.publishers[publisher].enqueue(publish).await.expect("the connection is open");
             if self.random.one_in(10) {
                 // Does not un-publish.
                 drop(sent);
             } else {
-                self.publishing.spawn(stored(sent, self.receipts.clone()));
+                let late = self.random.millis(0, 3);
+                self.publishing.spawn(stored(sent, late, self.receipts.clone()));
             }
         }
     }
@@ -370,6 +375,7 @@ impl World {
         for partition in 0..self.plan.partitions {
             let all = read(&**below, &PartitionId::new(topic(), partition)).await;
             starts.push(all.first().map_or(u64::MAX, |(offset, _)| *offset));
+            in_order_of_call(&all)?;
             there.extend(all.into_iter().map(|(offset, message)| ((partition, offset), message)));
         }
         if let Some(place) = there.keys().find(|place| !done.contains(*place)) {
@@ -385,7 +391,9 @@ impl World {
     }
 }
 
-async fn stored(sent: PublishFuture, receipts: Arc<Mutex<Vec<Receipt>>>) {
+/// Looks at a publish for the first time a while after its call.
+async fn stored(sent: PublishFuture, late: Duration, receipts: Arc<Mutex<Vec<Receipt>>>) {
+    tokio::time::sleep(late).await;
     // What failed is the history's to know.
     if let Ok(receipt) = sent.await {
         receipts.lock().expect("not poisoned").push(receipt);
@@ -400,6 +408,23 @@ async fn read(backend: &dyn Backend, partition: &PartitionId) -> Vec<(u64, Messa
     let mut all = Vec::new();
     while reader.next(1_000, &mut all).await.expect("is there") > 0 {}
     all
+}
+
+/// What one publisher was given of a key is stored in the order in which it was given (G7), seen from outside: the recorder
+/// stands behind the erased publisher.
+fn in_order_of_call(all: &[(u64, Message)]) -> Result<(), String> {
+    let mut last = BTreeMap::new();
+    for (offset, message) in all {
+        let Some((key, version)) = key_and_version(message) else { continue };
+        let publisher = message.headers.first_str(PUBLISHER);
+        let before = last.insert((publisher, key), version).unwrap_or_default();
+        if before > version {
+            return Err(format!(
+                "at {offset} is version {version} of k{key}, behind {before} of the same publisher"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The offset after the last message of each partition; offsets that were skipped behind it do not count.
