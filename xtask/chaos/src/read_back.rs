@@ -16,13 +16,29 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 /// Which event a message is: its key, and the version of it.
 pub(crate) type Id = (String, u64);
 
+/// A message of the topic.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) partition: u32,
+    pub(crate) offset: u64,
+    /// Which event it is, and what it asks for; `None` when nobody of this run published it.
+    pub(crate) event: Option<(Id, Work)>,
+}
+
+/// A message of the dead-letter topic.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) id: Option<Id>,
+    /// Partition and offset that it says it is from.
+    pub(crate) from: Option<(u32, u64)>,
+}
+
 /// What the broker has.
 #[derive(Debug, Default)]
 pub(crate) struct ReadBack {
-    /// By partition and ascending offset; `None` where nobody of this run published it.
-    pub(crate) stored: Vec<(u32, u64, Option<(Id, Work)>)>,
-    /// Dead letters: what they are, and where they say they are from.
-    pub(crate) dead_letters: Vec<(Option<Id>, Option<(u32, u64)>)>,
+    /// By partition and ascending offset.
+    pub(crate) stored: Vec<Stored>,
+    pub(crate) dead_letters: Vec<Letter>,
     /// Up to where each partition is committed.
     pub(crate) committed: Vec<(u32, u64)>,
 }
@@ -34,7 +50,7 @@ impl ReadBack {
         let mut all = Self::default();
         read(backend, &topic, |partition, offset, message| {
             let event = id(&message).zip(Work::of(&message.payload)).map(|(id, (work, _))| (id, work));
-            all.stored.push((partition, offset, event));
+            all.stored.push(Stored { partition, offset, event });
         })
         .await
         .context("could not read the topic back")?;
@@ -42,7 +58,7 @@ impl ReadBack {
             let origin = Origin::of(&message)
                 .filter(|origin| origin.group == names.group && origin.topic == names.topic);
             let from = origin.map(|origin| (origin.partition, origin.offset));
-            all.dead_letters.push((id(&message), from));
+            all.dead_letters.push(Letter { id: id(&message), from });
         })
         .await
         .context("could not read the dead letters back")?;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use ebus_testkit::history::{Event, Kind};
 use serde::{Deserialize, Serialize};
 
-use crate::read_back::ReadBack;
+use crate::read_back::{Letter, ReadBack, Stored};
 use crate::setting::Names;
 use crate::work::Work;
 
@@ -103,7 +103,7 @@ pub(crate) fn judge(events: &[Event], back: &ReadBack) -> Back {
 fn topic(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
     let mut there = HashMap::new();
     let mut last: HashMap<&str, (u32, u64)> = HashMap::new();
-    for (partition, offset, event) in &back.stored {
+    for Stored { partition, offset, event } in &back.stored {
         let Some(((key, version), _)) = event else {
             found.unexpected += 1;
             found.say(|| format!("{partition}/{offset} holds a message that is no event of this run"));
@@ -140,13 +140,13 @@ fn topic(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
 
 fn dead_letters(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
     let mut rejected = HashMap::new();
-    for (partition, offset, event) in &back.stored {
+    for Stored { partition, offset, event } in &back.stored {
         if let Some(((key, version), Work::Reject)) = event {
             rejected.insert((key.as_str(), *version), (*partition, *offset));
         }
     }
     let mut there: HashMap<(&str, u64), u64> = HashMap::new();
-    for (id, from) in &back.dead_letters {
+    for Letter { id, from } in &back.dead_letters {
         let id = id.as_ref().map(|(key, version)| (key.as_str(), *version));
         match id.and_then(|id| Some((id, rejected.get(&id)?))) {
             Some((id, at)) if from.as_ref() == Some(at) => *there.entry(id).or_default() += 1,
@@ -181,7 +181,7 @@ fn dead_letters(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
 
 fn committed(back: &ReadBack, found: &mut Back) {
     let mut last: HashMap<u32, u64> = HashMap::new();
-    for (partition, offset, _) in &back.stored {
+    for Stored { partition, offset, .. } in &back.stored {
         last.entry(*partition).and_modify(|last| *last = (*last).max(*offset)).or_insert(*offset);
     }
     let committed: HashMap<u32, u64> = back.committed.iter().copied().collect();

@@ -49,7 +49,9 @@ fn is_committed_before(commits: &Commits<'_>, work: Work<'_>, before: At) -> boo
     let (group, (topic, partition, offset)) = work;
     let all = commits.get(&(group, topic, partition)).map(Vec::as_slice).unwrap_or_default();
     all.iter().take_while(|(at, ..)| *at < before).any(|(_, watermark, finished)| {
-        offset < *watermark || finished.iter().any(|(from, to)| (*from..*to).contains(&offset))
+        // The runs ascend.
+        let run = finished.partition_point(|(_, to)| *to <= offset);
+        offset < *watermark || finished.get(run).is_some_and(|(from, _)| *from <= offset)
     })
 }
 

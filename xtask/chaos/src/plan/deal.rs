@@ -79,11 +79,18 @@ pub(super) struct Dealer<'t> {
     steps: Vec<Step>,
     now: Duration,
     gap: Duration,
-    /// Who is in the group, and until when something is done to it.
-    members: BTreeMap<u32, Duration>,
+    /// Who is in the group, or will be.
+    members: BTreeMap<u32, Membership>,
     publishers_busy: Duration,
     broker_busy: Duration,
     next: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Membership {
+    joins: Duration,
+    /// Until then something is done to it.
+    busy: Duration,
 }
 
 impl<'t> Dealer<'t> {
@@ -95,7 +102,7 @@ impl<'t> Dealer<'t> {
             steps: Vec::new(),
             now: FIRST,
             gap: GAP.min(all).max(SHORTEST_GAP),
-            members: (1..=terms.members).map(|member| (member, Duration::ZERO)).collect(),
+            members: (1..=terms.members).map(|member| (member, Membership::default())).collect(),
             publishers_busy: Duration::ZERO,
             broker_busy: Duration::ZERO,
             next: terms.members + 1,
@@ -112,7 +119,12 @@ impl<'t> Dealer<'t> {
                 self.random.shuffle(&mut hand);
             }
             if let Some(card) = hand.pop() {
+                let played = self.steps.len();
                 self.play(card);
+                if self.steps.len() == played {
+                    // Nobody is there for it now: it comes last.
+                    hand.insert(0, card);
+                }
             }
             let gap = self.between(self.gap / 2, self.gap * 3 / 2);
             self.now += gap;
@@ -145,7 +157,7 @@ impl<'t> Dealer<'t> {
             Card::Kill => {
                 self.ends(Duration::ZERO, Act::Kill);
                 // Time enough to see the take-over by itself, now and then.
-                if self.random.bool() {
+                if self.random.bool() && self.gap == GAP {
                     self.now += self.terms.lease + self.gap / 2;
                 }
             }
@@ -208,13 +220,14 @@ impl<'t> Dealer<'t> {
         let member = self.next;
         self.next += 1;
         self.does(after, Act::Join(member));
-        self.members.insert(member, self.now + after + self.gap / 2);
+        let joins = self.now + after;
+        self.members.insert(member, Membership { joins, busy: joins + self.gap / 2 });
     }
 
-    /// A member ends; another joins some time later, unless there are too many.
+    /// A member ends; another joins some time later, unless there are too many. One is always left.
     fn ends(&mut self, after: Duration, how: impl FnOnce(u32) -> Act) {
-        if self.members.len() < 2 {
-            self.join(after);
+        let at = self.now + after;
+        if self.members.values().filter(|member| member.joins <= at).count() < 2 {
             return;
         }
         let Some(member) = self.idle(after) else { return };
@@ -230,14 +243,15 @@ impl<'t> Dealer<'t> {
         let Some(member) = self.idle(Duration::ZERO) else { return };
         self.does(Duration::ZERO, begin(member));
         self.does(time, end(member));
-        self.members.insert(member, self.now + time + self.gap / 2);
+        let busy = self.now + time + self.gap / 2;
+        self.members.entry(member).and_modify(|member| member.busy = busy);
     }
 
     /// A member to which nothing is being done at that time.
     fn idle(&mut self, after: Duration) -> Option<u32> {
         let at = self.now + after;
-        let idle: Vec<u32> =
-            self.members.iter().filter(|(_, busy)| **busy <= at).map(|(member, _)| *member).collect();
+        let idle = self.members.iter().filter(|(_, member)| member.busy <= at);
+        let idle: Vec<u32> = idle.map(|(number, _)| *number).collect();
         self.random.choice(idle)
     }
 
