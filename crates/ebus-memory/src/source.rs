@@ -19,6 +19,9 @@ use crate::group::GroupState;
 use crate::member::{Mail, Member, later};
 use crate::reading::Readings;
 
+/// The longest position text where the user names none: room for the default span with gaps between offsets too.
+const MAX_POSITION_LEN: usize = 64 << 10;
+
 /// One member of a group.
 ///
 /// Dropped without [`close`](Source::close) it is as good as killed: its partitions go to the others without a last commit.
@@ -70,7 +73,7 @@ impl MemorySource {
             group.clone()
         });
         Ok(Self {
-            ownership: Ownership::new(options.limits),
+            ownership: Ownership::new(options.limits.or_max_position_len(MAX_POSITION_LEN)),
             broker,
             options,
             group,
