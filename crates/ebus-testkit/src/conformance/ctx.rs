@@ -86,13 +86,11 @@ impl Ctx {
     }
 
     /// Faults of ownership; for cases that need them.
-    #[allow(dead_code)] // until the cases of the next commits
     pub(super) fn faults(&self) -> Arc<dyn Faults> {
         self.harness.faults().expect("the case says that it needs them")
     }
 
     /// Faults of what is stored; for cases that need them.
-    #[allow(dead_code)] // until the cases of the next commits
     pub(super) fn log_faults(&self) -> Arc<dyn LogFaults> {
         self.harness.log_faults().expect("the case says that it needs them")
     }

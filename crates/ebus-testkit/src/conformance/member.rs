@@ -28,6 +28,7 @@ pub(super) struct MemberBuilder<'c> {
     pool: PoolConfig,
     dead_letter: Option<Topic>,
     again: Option<String>,
+    silent: bool,
     mortal: bool,
 }
 
@@ -43,6 +44,7 @@ impl<'c> MemberBuilder<'c> {
             pool: PoolConfig::new(group.clone()).with_retry(RetryPolicy::fixed(RETRY)),
             dead_letter: None,
             again: None,
+            silent: false,
             mortal: false,
         }
     }
@@ -64,6 +66,12 @@ impl<'c> MemberBuilder<'c> {
 
     pub(super) fn pool(mut self, change: impl FnOnce(PoolConfig) -> PoolConfig) -> Self {
         self.pool = change(self.pool);
+        self
+    }
+
+    /// It reads its topics before anything handles them.
+    pub(super) fn without_handlers(mut self) -> Self {
+        self.silent = true;
         self
     }
 
@@ -100,7 +108,7 @@ impl<'c> MemberBuilder<'c> {
             pool = pool.with_dead_letter(topic, backend.publisher());
         }
         let mut handlers = Handlers::new();
-        for topic in &self.options.topics {
+        for topic in self.options.topics.iter().filter(|_| !self.silent) {
             handlers =
                 handlers.on(topic.clone(), observed(self.ctx, self.handler.clone(), &self.group, &name));
         }

@@ -12,10 +12,15 @@ mod c_failure;
 mod d_cut_off;
 mod d_hand_over;
 mod d_ownership;
+mod d_revoked;
+mod d_shared;
 mod d_tokens;
+mod e_log;
 mod e_restart;
 mod f_bounds;
+mod f_hot;
 mod g_control;
+mod g_pause;
 mod h_trouble;
 mod i_life;
 mod i_race;
@@ -31,7 +36,6 @@ pub(super) struct Case {
 
 /// What a backend must be able to do for a case; without it the case is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)] // until the cases of the next commits
 pub(super) enum Needs {
     /// Nothing special.
     Anywhere,
@@ -117,10 +121,29 @@ pub(super) fn all() -> Vec<Case> {
             d01_joins_under_load
             d04_revoked_and_handed_straight_back
         }
+        d_revoked Several {
+            d06_what_outlives_the_deadline_is_cancelled_first
+            d11_what_stays_flows_while_a_hand_over_waits
+            d15_a_pool_full_of_a_stuck_key_hands_over
+        }
+        d_revoked Faults {
+            d07_a_commit_fails_at_a_hand_over
+            d08_lost_without_notice
+        }
+        d_shared Several {
+            d09_a_queued_backlog_is_handed_over
+            d10_random_joins_leaves_and_kills
+        }
         d_tokens Several {
             d05_the_settlement_of_an_old_epoch_is_void
         }
+        e_log LogFaults {
+            e03_gaps_do_not_stop_commits
+            e04_a_position_without_its_log_is_reset
+            e06_damaged_metadata_loses_nothing
+        }
         e_restart Anywhere {
+            e07_latest_misses_nothing_after_start
             e01_restart_resumes
             e02_commit_never_passes_an_unfinished
             e05_closing_deletes_nothing
@@ -129,6 +152,17 @@ pub(super) fn all() -> Vec<Case> {
             f01_slow_handler_fast_broker
             f02_two_hundred_thousand_to_one_blocked_key
             f04_one_message_that_never_finishes
+        }
+        f_hot Anywhere {
+            f03_a_hot_key_delays_only_itself
+        }
+        g_pause Anywhere {
+            g02_a_topic_and_all_pause_and_resume
+            g05_what_comes_before_a_handler_is_held
+            g06_one_subscription_ends_the_others_go_on
+        }
+        g_pause Several {
+            g02_a_pause_lasts_over_a_rebalance
         }
         g_control Anywhere {
             g01_drain_finishes_what_runs
