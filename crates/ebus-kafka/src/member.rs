@@ -24,6 +24,7 @@ use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
 use crate::error::{from_code, from_kafka};
 use crate::sys::commit::{Answer, Commits};
+use crate::sys::group::member_id;
 
 /// How long one turn waits for events: the most that a command waits.
 const TURN: Duration = Duration::from_millis(10);
@@ -37,8 +38,8 @@ pub(crate) type Place = (String, i32);
 /// What the member says.
 #[derive(Debug)]
 pub(crate) enum MemberEvent {
-    /// These are this member's now.
-    Assigned(Vec<Place>),
+    /// These are this member's now, under the id that the coordinator knows it by.
+    Assigned(Vec<Place>, Option<String>),
     /// These are to be given up, all by one [`Command::Unassign`].
     Revoking(Vec<Place>),
     /// These are gone without notice.
@@ -400,7 +401,7 @@ impl ConsumerContext for MemberContext {
                 if let Err(error) = assigned {
                     self.say(MemberEvent::Trouble(from_kafka("assign", error)));
                 }
-                MemberEvent::Assigned(places(list))
+                MemberEvent::Assigned(places(list), member_id(handle.client()))
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 if self.leaving.load(Ordering::Acquire) || handle.assignment_lost() {

@@ -6,10 +6,12 @@ use ebus_core::{Error, ErrorKind, SourceEvent};
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::time::Instant;
 
-use super::{AGAIN, InFlight, KafkaSource, PROBE, Phase};
+use super::{AGAIN, Found, InFlight, KafkaSource, PROBE, Phase};
 use crate::error::{from_code, kind_of};
 use crate::member::{Command, MemberEvent, Place};
 use crate::sys::commit::Answer;
+use crate::sys::group::group_state;
+use crate::topics::Control;
 
 /// How often in a row a commit that was sent while a revocation is held must be refused for this before membership counts as
 /// lost: the generation of one that was under way when the group moved on is old without any harm.
@@ -113,13 +115,49 @@ impl KafkaSource {
 
     /// What the answer says of the session. Of ownerships that have ended it proves nothing.
     fn prove(&mut self, commit: &InFlight, result: &Answer) {
-        let Ok(places) = result else { return };
         for owned in &commit.owned {
             let Some(part) = self.parts.iter().find(|part| part.owned == *owned) else { continue };
-            match places.get(&part.place) {
+            let answer = match result {
+                Ok(places) => places.get(&part.place).copied(),
+                Err(code) => Some(Some(*code)),
+            };
+            match answer {
                 Some(None) => self.session.accepted(commit.sent),
+                // Said only to a member of this generation, while the others have not yet joined it.
                 Some(Some(RDKafkaErrorCode::RebalanceInProgress)) => self.session.known(commit.sent),
                 _ => {}
+            }
+        }
+    }
+
+    /// A broker answers nothing on the connection of a member that waits for the others to join, which may be until one that
+    /// was killed is taken for dead. So when the session runs out with a commit on its way, somebody else is asked.
+    pub(super) fn ask_for_member(&mut self, now: Instant) {
+        let Some(id) = self.member_id.clone().filter(|_| self.classic) else { return };
+        if self.in_flight.is_none() || self.parts.is_empty() || !self.session.asks_at(now) {
+            return;
+        }
+        let (control, group, found) =
+            (self.control.clone(), self.options.group.clone(), self.found_in.clone());
+        let within = self.session.waits_for();
+        tokio::spawn(async move {
+            let look = move |control: &Control| {
+                let state = group_state(control.client(), group.as_str(), within)?;
+                Ok(state.rebalances && state.members.contains(&id))
+            };
+            let result = control.run("consume", look).await;
+            // A source that is gone needs no answer.
+            let _ = found.send(Found::Group { asked: now, result });
+        });
+    }
+
+    pub(super) fn asked_for(&mut self, asked: Instant, result: Result<bool, Error>) {
+        match result {
+            Ok(true) => self.session.waiting(asked),
+            Ok(false) => self.session.not_waiting(),
+            Err(error) => {
+                self.session.not_waiting();
+                tracing::debug!(%error, "whether the group is in a rebalance is not known");
             }
         }
     }
@@ -189,7 +227,7 @@ impl KafkaSource {
     /// Nothing is taken over any more, and what is to be given up is being given up.
     fn said_while_closing(&mut self, event: MemberEvent) {
         match event {
-            MemberEvent::Assigned(_) | MemberEvent::Revoking(_) => {}
+            MemberEvent::Assigned(..) | MemberEvent::Revoking(_) => {}
             event => {
                 let uncommitted = |this: &Self| {
                     this.parts.iter().filter(|part| this.ownership.has_uncommitted(part.owned)).count()

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use self::session::Session;
 use crate::clients::{self, Log};
-use crate::config::KafkaConfig;
+use crate::config::{GroupProtocol, KafkaConfig};
 use crate::convert::Slabs;
 use crate::member::{Command, Commit, Member, Place};
 use crate::positions::{Found as Positions, are_known};
@@ -52,9 +52,20 @@ mod session;
 
 /// What look-ups on blocking threads answer.
 enum Found {
-    TakeOver { look_up: u64, result: Result<Positions, Error> },
-    Range { owned: Owned, result: Result<(LogMark, PartitionInfo), Error> },
+    TakeOver {
+        look_up: u64,
+        result: Result<Positions, Error>,
+    },
+    Range {
+        owned: Owned,
+        result: Result<(LogMark, PartitionInfo), Error>,
+    },
     Marks(Result<HashMap<Topic, LogMark>, Error>),
+    /// Whether this member waits in a rebalance of its group.
+    Group {
+        asked: Instant,
+        result: Result<bool, Error>,
+    },
 }
 
 /// A partition that is owned, from its claim on.
@@ -128,6 +139,8 @@ pub(crate) struct KafkaSource {
     revocations: Vec<Revocation>,
     in_flight: Option<InFlight>,
     session: Session,
+    member_id: Option<String>,
+    classic: bool,
     /// No commit before: the last one was refused.
     not_before: Instant,
     /// Commits in a row that say that membership is lost.
@@ -180,6 +193,8 @@ impl KafkaSource {
             revocations: Vec::new(),
             in_flight: None,
             session: Session::new(config.session_timeout),
+            member_id: None,
+            classic: config.group_protocol == GroupProtocol::Classic,
             not_before: now,
             refused: 0,
             next_commit: now + options.commit_interval,
@@ -244,6 +259,7 @@ impl KafkaSource {
 
     fn on_time(&mut self) {
         let now = Instant::now();
+        self.ask_for_member(now);
         self.watch_session(now);
         if now >= self.next_serve {
             self.next_serve = now + SERVE;

@@ -12,7 +12,8 @@ use crate::positions::{Begin, TakeOver, take_over};
 impl KafkaSource {
     pub(super) fn member_said(&mut self, event: MemberEvent) {
         match event {
-            MemberEvent::Assigned(places) => {
+            MemberEvent::Assigned(places, id) => {
+                self.member_id = id;
                 tracing::debug!(group = %self.options.group, ?places, "assigned");
                 if !places.is_empty() {
                     self.look_up(places, 0);
@@ -76,6 +77,7 @@ impl KafkaSource {
             Found::TakeOver { look_up, result } => (look_up, result),
             Found::Range { owned, result } => return self.reset(owned, result),
             Found::Marks(result) => return self.marks(result),
+            Found::Group { asked, result } => return self.asked_for(asked, result),
         };
         // What was revoked meanwhile is not wanted any more.
         let mine = |pending: &Pending| pending.look_up == look_up && pending.again.is_none();

@@ -19,11 +19,21 @@ pub(super) struct Session {
     known_for: Duration,
     lease: Option<Lease>,
     proved: Option<Instant>,
+    /// When it was last asked elsewhere whether this member waits in a rebalance, and whether that has no answer yet.
+    asked: Option<Instant>,
+    asking: bool,
 }
 
 impl Session {
     pub(super) fn new(time_out: Duration) -> Self {
-        Self { lasts: time_out * 4 / 5, known_for: time_out / 2, lease: None, proved: None }
+        Self {
+            lasts: time_out * 4 / 5,
+            known_for: time_out / 2,
+            lease: None,
+            proved: None,
+            asked: None,
+            asking: false,
+        }
     }
 
     /// The coordinator accepted what was sent then.
@@ -42,6 +52,43 @@ impl Session {
         if let Some(lease) = &self.lease {
             lease.extend((sent + self.known_for).into_std());
         }
+    }
+
+    /// How long it lasts that this member waits in a rebalance: a broker takes nobody for dead that does. Short, because the join
+    /// may not have reached the broker.
+    fn waiting_for(&self) -> Duration {
+        (self.lasts / 4).min(Duration::from_secs(3))
+    }
+
+    /// How long an answer to that question may take.
+    pub(super) fn waits_for(&self) -> Duration {
+        self.waiting_for() / 2
+    }
+
+    /// Whether to ask now; then it is taken for asked.
+    pub(super) fn asks_at(&mut self, now: Instant) -> bool {
+        let ends_soon = self.deadline().is_some_and(|end| now + self.waiting_for() * 2 / 3 >= end);
+        let rested = self.asked.is_none_or(|asked| now >= asked + self.waiting_for() / 6);
+        if !ends_soon || self.asking || !rested || self.is_over(now) {
+            return false;
+        }
+        self.asked = Some(now);
+        self.asking = true;
+        true
+    }
+
+    /// It waited in a rebalance then.
+    pub(super) fn waiting(&mut self, asked: Instant) {
+        self.asking = false;
+        // Not of a session that has ended since.
+        if let Some(lease) = self.lease.as_ref().filter(|_| !self.is_over(asked)) {
+            lease.extend((asked + self.waiting_for()).into_std());
+        }
+    }
+
+    /// It did not, or that is not known.
+    pub(super) fn not_waiting(&mut self) {
+        self.asking = false;
     }
 
     /// Nothing is owned any more: the next session begins with the next acceptance, under a lease of its own.
@@ -106,6 +153,23 @@ mod tests {
         session.accepted(sent);
         session.known(sent + 5 * S);
         assert_eq!(session.deadline(), Some(sent + 10 * S));
+    }
+
+    #[test]
+    fn p3_a_rebalance_that_lasts_is_asked_for_before_the_session_is_over() {
+        let sent = Instant::now();
+        let mut session = Session::new(10 * S);
+        assert!(!session.asks_at(sent), "there is no session");
+        session.accepted(sent);
+        assert!(!session.asks_at(sent + 6 * S), "8 s are not over soon");
+        let at = sent + 7 * S;
+        assert!(session.asks_at(at) && !session.asks_at(at), "one question at a time");
+        session.waiting(at);
+        assert_eq!(session.deadline(), Some(at + 2 * S));
+        assert!(session.asks_at(at + S), "and again before that is over");
+        session.not_waiting();
+        assert!(session.is_over(at + 2 * S));
+        assert!(!session.asks_at(at + 2 * S), "too late");
     }
 
     #[test]

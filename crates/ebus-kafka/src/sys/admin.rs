@@ -122,6 +122,42 @@ pub(super) fn call<C: ClientContext>(
     if code == RDKafkaErrorCode::NoError { Ok(event) } else { Err(from_code(operation, code)) }
 }
 
+/// A broker that is there: all of them know the topics, and the controller, which librdkafka would ask, may be away.
+fn any_broker<C: ClientContext>(
+    client: &Client<C>,
+    operation: &'static str,
+    timeout: Duration,
+) -> Result<i32, Error> {
+    let mut metadata = std::ptr::null();
+    // SAFETY: the client is live; without topics only brokers are asked for. What is written to `metadata` on success is read
+    // before it is destroyed here, and the list has as many elements as it says.
+    let (code, found) = unsafe {
+        let code: RDKafkaErrorCode = rd::rd_kafka_metadata(
+            client.native_ptr(),
+            0,
+            std::ptr::null_mut(),
+            &mut metadata,
+            millis(timeout),
+        )
+        .into();
+        if code != RDKafkaErrorCode::NoError || metadata.is_null() {
+            (code, None)
+        } else {
+            let count = usize::try_from((*metadata).broker_cnt).unwrap_or(0);
+            let answered = (*metadata).orig_broker_id;
+            let known = |id: &i32| *id == answered;
+            let ids: Vec<i32> = (0..count).map(|index| (*(*metadata).brokers.add(index)).id).collect();
+            rd::rd_kafka_metadata_destroy(metadata);
+            (code, ids.iter().copied().find(known).or(ids.first().copied()))
+        }
+    };
+    match (code, found) {
+        (RDKafkaErrorCode::NoError, Some(broker)) => Ok(broker),
+        (RDKafkaErrorCode::NoError, None) => Err(from_code(operation, RDKafkaErrorCode::AllBrokersDown)),
+        (code, _) => Err(from_code(operation, code)),
+    }
+}
+
 /// Looks topics up; `None` for one that does not exist. Never creates any.
 pub(crate) fn describe_topics<C: ClientContext>(
     client: &Client<C>,
@@ -135,7 +171,13 @@ pub(crate) fn describe_topics<C: ClientContext>(
     let names = topics.iter().map(|topic| c_string(topic, OPERATION)).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let kind = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+    let broker = any_broker(client, OPERATION, timeout)?;
     let event = call(client, OPERATION, kind, timeout, |rk, options, queue| {
+        let mut text = [0 as c_char; ERR_LEN];
+        // SAFETY: `options` is live, and `text` has room for the length given. If it is refused, the controller is asked.
+        unsafe {
+            rd::rd_kafka_AdminOptions_set_broker(options.ptr(), broker, text.as_mut_ptr(), ERR_LEN);
+        }
         // SAFETY: `pointers` are C strings that `names` keeps alive; the collection copies them. The call copies what it
         // needs of collection and options and keeps a reference to the queue.
         unsafe {

@@ -4,6 +4,7 @@
 //!   not UTF-8, and any consumer of the group may have written such (G9).
 //! - [`commit`]: commits whose answer is heard without waiting for it.
 //! - [`ends`]: where all partitions of a topic begin and end, by one call.
+//! - [`group`]: whether a group is in a rebalance, and this member one of its members.
 //! - [`queue`]: messages of a partition by the batch. The wrapper makes an event and a reference count per message, and panics
 //!   on a header name that is not UTF-8.
 //! - [`produce`]: whether a failed message may be stored.
@@ -14,5 +15,6 @@
 pub(crate) mod admin;
 pub(crate) mod commit;
 pub(crate) mod ends;
+pub(crate) mod group;
 pub(crate) mod produce;
 pub(crate) mod queue;
