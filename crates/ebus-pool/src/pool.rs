@@ -57,7 +57,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             slots: Slots::new(config.max_in_flight, shards),
             counters: AtomicCounters::default(),
-            dead_letter_error: std::sync::Mutex::new(None),
+            dead_letter_errors: Default::default(),
             config,
         });
         let (to_driver, from_shards) = unbounded_channel();

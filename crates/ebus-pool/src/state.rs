@@ -26,7 +26,7 @@ pub struct PoolState {
     pub blocked_shards: usize,
     /// What happened since the start.
     pub counters: Counters,
-    /// Why the last dead letter could not be published; `None` once one went through.
+    /// Why a dead letter could not be published, the last failure of those that wait; `None` when none waits for that.
     pub dead_letter_error: Option<Error>,
     /// The last passing failure that the source told of.
     pub trouble: Option<Error>,
