@@ -45,10 +45,12 @@ impl Future for Run {
         let lane = self.lane;
         let Some(future) = &mut self.future else { return Poll::Ready(RunEnd { lane, ended: None }) };
         // A handler's run has a guard of its own; this one is for what surrounds it, and for dead letters.
-        let polled = guarded(|| future.as_mut().poll(cx)).unwrap_or_else(|ended| Poll::Ready(ended));
+        let polled = guarded(|| future.as_mut().poll(cx)).unwrap_or_else(Poll::Ready);
         match polled {
             Poll::Ready(ended) => {
-                self.future.take().map(drop_run);
+                if let Some(future) = self.future.take() {
+                    drop_run(future);
+                }
                 Poll::Ready(RunEnd { lane, ended: Some(ended) })
             }
             Poll::Pending => {
