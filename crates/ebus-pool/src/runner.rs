@@ -39,6 +39,10 @@ pub(crate) trait Runner: Send {
 
     /// Starts a run and polls it once, after `poll_ready` said so.
     fn start(&mut self, delivery: Delivery, cx: &mut Context<'_>) -> Started;
+
+    /// Nothing waits for readiness any more: a handler that stands in a queue for it, such as that of a concurrency limit,
+    /// leaves it, so that whoever is behind it gets its turn.
+    fn let_go(&mut self);
 }
 
 pub(crate) struct HandlerRunner<H: Handler> {
@@ -110,6 +114,10 @@ impl<H: Handler> Runner for HandlerRunner<H> {
             }
             Poll::Pending => Started::Pending(run),
         }
+    }
+
+    fn let_go(&mut self) {
+        self.renew();
     }
 }
 
