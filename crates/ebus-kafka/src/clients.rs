@@ -44,10 +44,15 @@ fn base(config: &KafkaConfig, wants: &[Route]) -> ClientConfig {
 
 /// What asks and creates: a member of no group, no messages.
 pub(crate) fn control(config: &KafkaConfig) -> ClientConfig {
+    base(config, &[])
+}
+
+/// What asks for the positions of a group: its name, and never a member of it.
+pub(crate) fn asker(config: &KafkaConfig, group: &Group) -> ClientConfig {
     let mut client = base(config, &[]);
-    // It asks for the positions of groups. When the coordinator has moved, as when a broker restarts, librdkafka tells the
-    // handle's own group to look for its coordinator, and crashes where there is none (2.12.1, `rd_kafka_handle_OffsetFetch`).
-    consume(&mut client, "ebus-control");
+    consume(&mut client, group.as_str());
+    // A coordinator that has died is given up within a second.
+    client.set("coordinator.query.interval.ms", "1000");
     client
 }
 

@@ -11,7 +11,7 @@ use ebus_core::{
     PositionError, StartPosition, Topic,
 };
 
-use crate::sys::admin::{self, GroupOffset, NewOffset};
+use crate::sys::committed::{GroupOffset, NewOffset};
 use crate::topics::{Control, not_found};
 
 /// Where one partition is taken over.
@@ -183,14 +183,12 @@ fn group_offsets(
     topic: &Topic,
     partitions: u32,
 ) -> Result<HashMap<u32, GroupOffset>, Error> {
-    let all: Vec<(&str, u32)> = (0..partitions).map(|partition| (topic.as_str(), partition)).collect();
-    let found =
-        match admin::group_offsets(control.client(), group.as_str(), all.into_iter(), control.timeout()) {
-            Ok(found) => found,
-            // A group that never was has no offsets.
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
+    let found = match control.group_offsets(group, topic, partitions) {
+        Ok(found) => found,
+        // A group that never was has no offsets.
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
     Ok(found.into_iter().filter_map(|found| Some((u32::try_from(found.partition).ok()?, found))).collect())
 }
 
@@ -233,7 +231,7 @@ pub(crate) fn commit_start(
             metadata: Position::at(NextOffset(*offset)).encode(LogMark(described.id), Epoch(0)),
         })
         .collect();
-    match admin::alter_group_offsets(control.client(), group.as_str(), &offsets, control.timeout()) {
+    match control.commit_for(group, &offsets) {
         Ok(()) => Ok(true),
         // The group has members already: they decide where the topic begins, or this one will when it is one of them.
         Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Unexpected) => {

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebus_core::{Error, ErrorKind, LogMark, NextOffset, PartitionInfo, Topic, TopicInfo, TopicSpec};
+use ebus_core::{Error, ErrorKind, Group, LogMark, NextOffset, PartitionInfo, Topic, TopicInfo, TopicSpec};
+use parking_lot::Mutex;
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -13,6 +14,7 @@ use crate::clients::{self, FRAMING, Log};
 use crate::config::{KafkaConfig, TopicPolicy};
 use crate::error::{from_kafka, invalid};
 use crate::sys::admin::{self, Described};
+use crate::sys::committed::{GroupOffset, NewOffset, commit, committed};
 use crate::sys::ends::{End, ends};
 
 /// How often a topic that was just created is looked up until each partition has a leader.
@@ -23,16 +25,67 @@ const SETTLING: Duration = Duration::from_millis(20);
 pub(crate) struct Control {
     handle: Arc<BaseConsumer<Log>>,
     config: Arc<KafkaConfig>,
+    askers: Arc<Mutex<Vec<Asker>>>,
 }
+
+/// A handle that asks for the positions of a group.
+#[derive(Clone)]
+struct Asker {
+    group: Group,
+    handle: Arc<BaseConsumer<Log>>,
+}
+
+/// How many of them are kept, for the groups that were asked for last. Each is two threads and some connections.
+const ASKERS: usize = 4;
 
 impl Control {
     pub(crate) fn new(config: Arc<KafkaConfig>) -> Result<Self, Error> {
         let handle = clients::consumer(&clients::control(&config), Log::default(), "connect")?;
-        Ok(Self { handle: Arc::new(handle), config })
+        Ok(Self { handle: Arc::new(handle), config, askers: Arc::default() })
     }
 
     pub(crate) fn client(&self) -> &Client<Log> {
         self.handle.client()
+    }
+
+    /// What a group has committed for a topic of so many partitions; blocks.
+    pub(crate) fn group_offsets(
+        &self,
+        group: &Group,
+        topic: &Topic,
+        partitions: u32,
+    ) -> Result<Vec<GroupOffset>, Error> {
+        let asker = self.asker(group)?;
+        while asker.poll(Duration::ZERO).is_some() {}
+        committed(&asker, topic.as_str(), partitions, self.timeout())
+    }
+
+    /// Commits offsets for a group without members; blocks. A group with members refuses: `Fenced` or `Unexpected`.
+    pub(crate) fn commit_for(&self, group: &Group, offsets: &[NewOffset<'_>]) -> Result<(), Error> {
+        let asker = self.asker(group)?;
+        while asker.poll(Duration::ZERO).is_some() {}
+        commit(&asker, offsets, self.timeout())
+    }
+
+    fn asker(&self, group: &Group) -> Result<Arc<BaseConsumer<Log>>, Error> {
+        let mut askers = self.askers.lock();
+        let found = askers.iter().position(|asker| asker.group == *group);
+        let asker = match found {
+            Some(index) => askers.remove(index),
+            None => {
+                let config = clients::asker(&self.config, group);
+                let handle = clients::consumer(&config, Log::default(), "read committed positions")?;
+                Asker { group: group.clone(), handle: Arc::new(handle) }
+            }
+        };
+        let handle = asker.handle.clone();
+        askers.insert(0, asker);
+        let kept = askers.len().min(ASKERS);
+        let unused = askers.split_off(kept);
+        drop(askers);
+        // Not under the lock: the end of a handle takes a while.
+        drop(unused);
+        Ok(handle)
     }
 
     pub(crate) fn timeout(&self) -> Duration {

@@ -1,4 +1,4 @@
-//! Calls of librdkafka's admin interface: topics with their ids, and the offsets of groups with raw metadata.
+//! Calls of librdkafka's admin interface: topics with their ids. None that goes to the coordinator of a group (see `committed.rs`).
 //!
 //! Each call blocks for up to its timeout: for a blocking thread only.
 
@@ -10,9 +10,8 @@ use ebus_core::Error;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::{Offset, TopicPartitionList};
 
-use crate::error::{from_code, from_kafka, invalid};
+use crate::error::{from_code, invalid};
 
 const ERR_LEN: usize = 512;
 
@@ -25,24 +24,6 @@ pub(crate) struct Described {
     pub(crate) partitions: u32,
     /// Whether each of them has a leader now.
     pub(crate) led: bool,
-}
-
-/// What a group has committed for a partition.
-#[derive(Debug, Clone)]
-pub(crate) struct GroupOffset {
-    pub(crate) partition: i32,
-    /// `None` when nothing is committed.
-    pub(crate) offset: Option<i64>,
-    pub(crate) metadata: Vec<u8>,
-}
-
-/// An offset to commit on behalf of a group without members.
-#[derive(Debug, Clone)]
-pub(crate) struct NewOffset<'a> {
-    pub(crate) topic: &'a str,
-    pub(crate) partition: u32,
-    pub(crate) offset: u64,
-    pub(crate) metadata: String,
 }
 
 /// Owns a pointer of librdkafka and the function that frees it.
@@ -317,162 +298,5 @@ pub(crate) fn create_topic<C: ClientContext>(
         code => {
             Err(from_code(OPERATION, code).with_context("topic", topic).with_context("broker_said", said))
         }
-    }
-}
-
-/// A list of partitions, of names that have been checked by [`c_string`].
-fn partition_list<'a>(
-    partitions: impl ExactSizeIterator<Item = (&'a str, u32, Option<(u64, &'a str)>)>,
-    operation: &'static str,
-) -> Result<TopicPartitionList, Error> {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for (topic, partition, position) in partitions {
-        c_string(topic, operation)?;
-        let partition = i32::try_from(partition).map_err(|_| invalid("no such partition"))?;
-        let mut element = list.add_partition(topic, partition);
-        if let Some((offset, metadata)) = position {
-            let offset = Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
-            element.set_offset(offset).map_err(|error| from_kafka(operation, error))?;
-            element.set_metadata(metadata);
-        }
-    }
-    Ok(list)
-}
-
-/// What a group has committed for these partitions, in the order in which the broker says it.
-pub(crate) fn group_offsets<'a, C: ClientContext>(
-    client: &Client<C>,
-    group: &str,
-    partitions: impl ExactSizeIterator<Item = (&'a str, u32)>,
-    timeout: Duration,
-) -> Result<Vec<GroupOffset>, Error> {
-    const OPERATION: &str = "read committed positions";
-    if partitions.len() == 0 {
-        return Ok(Vec::new());
-    }
-    let group = c_string(group, OPERATION)?;
-    let list = partition_list(partitions.map(|(topic, partition)| (topic, partition, None)), OPERATION)?;
-    let kind = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS;
-    let event = call(client, OPERATION, kind, timeout, |rk, options, queue| {
-        // SAFETY: `group` and `list` outlive the calls, which copy them.
-        unsafe {
-            // Offsets of transactions that are not yet decided are waited for: they may be the position.
-            let error = rd::rd_kafka_AdminOptions_set_require_stable_offsets(options.ptr(), 1);
-            if !error.is_null() {
-                rd::rd_kafka_error_destroy(error);
-            }
-            let made = rd::rd_kafka_ListConsumerGroupOffsets_new(group.as_ptr(), list.ptr());
-            let made = Owned::new(made, rd::rd_kafka_ListConsumerGroupOffsets_destroy, OPERATION)?;
-            let mut requests = [made.ptr()];
-            rd::rd_kafka_ListConsumerGroupOffsets(
-                rk,
-                requests.as_mut_ptr(),
-                requests.len(),
-                options.ptr(),
-                queue.ptr(),
-            );
-        }
-        Ok(())
-    })?;
-    // SAFETY: the event answers the call above; what is read through it lives as long as the event.
-    unsafe {
-        let result = rd::rd_kafka_event_ListConsumerGroupOffsets_result(event.ptr());
-        let mut count = 0;
-        let groups = if result.is_null() {
-            std::ptr::null_mut()
-        } else {
-            rd::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count)
-        };
-        read_group_result(OPERATION, groups, count)
-    }
-}
-
-/// Commits offsets for a group that has no members. A group with members refuses: `Fenced` or `Unexpected`.
-pub(crate) fn alter_group_offsets<C: ClientContext>(
-    client: &Client<C>,
-    group: &str,
-    offsets: &[NewOffset<'_>],
-    timeout: Duration,
-) -> Result<(), Error> {
-    const OPERATION: &str = "commit start positions";
-    let group = c_string(group, OPERATION)?;
-    let list = partition_list(
-        offsets.iter().map(|new| (new.topic, new.partition, Some((new.offset, new.metadata.as_str())))),
-        OPERATION,
-    )?;
-    let kind = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS;
-    let event = call(client, OPERATION, kind, timeout, |rk, options, queue| {
-        // SAFETY: `group` and `list` outlive the calls, which copy them.
-        unsafe {
-            let made = rd::rd_kafka_AlterConsumerGroupOffsets_new(group.as_ptr(), list.ptr());
-            let made = Owned::new(made, rd::rd_kafka_AlterConsumerGroupOffsets_destroy, OPERATION)?;
-            let mut requests = [made.ptr()];
-            rd::rd_kafka_AlterConsumerGroupOffsets(
-                rk,
-                requests.as_mut_ptr(),
-                requests.len(),
-                options.ptr(),
-                queue.ptr(),
-            );
-        }
-        Ok(())
-    })?;
-    // SAFETY: the event answers the call above; what is read through it lives as long as the event.
-    unsafe {
-        let result = rd::rd_kafka_event_AlterConsumerGroupOffsets_result(event.ptr());
-        let mut count = 0;
-        let groups = if result.is_null() {
-            std::ptr::null_mut()
-        } else {
-            rd::rd_kafka_AlterConsumerGroupOffsets_result_groups(result, &mut count)
-        };
-        read_group_result(OPERATION, groups, count).map(drop)
-    }
-}
-
-/// # Safety
-/// `groups` points to `count` live group results; it may be null when `count` is 0.
-unsafe fn read_group_result(
-    operation: &'static str,
-    groups: *mut *const rd::rd_kafka_group_result_t,
-    count: usize,
-) -> Result<Vec<GroupOffset>, Error> {
-    if count == 0 {
-        return Err(from_code(operation, RDKafkaErrorCode::Inconsistent));
-    }
-    // SAFETY: by the contract of this function; elements and their metadata live as long as the result, and null is checked
-    // for.
-    unsafe {
-        let group = *groups;
-        let error = rd::rd_kafka_group_result_error(group);
-        if !error.is_null() {
-            let code: RDKafkaErrorCode = rd::rd_kafka_error_code(error).into();
-            if code != RDKafkaErrorCode::NoError {
-                return Err(from_code(operation, code));
-            }
-        }
-        let list = rd::rd_kafka_group_result_partitions(group);
-        if list.is_null() {
-            return Err(from_code(operation, RDKafkaErrorCode::Inconsistent));
-        }
-        let mut out = Vec::new();
-        for i in 0..usize::try_from((*list).cnt).unwrap_or(0) {
-            let element = &*(*list).elems.add(i);
-            let topic = CStr::from_ptr(element.topic).to_string_lossy().into_owned();
-            let code: RDKafkaErrorCode = element.err.into();
-            if code != RDKafkaErrorCode::NoError {
-                return Err(from_code(operation, code)
-                    .with_context("topic", topic)
-                    .with_context("partition", element.partition));
-            }
-            let metadata = if element.metadata.is_null() || element.metadata_size == 0 {
-                Vec::new()
-            } else {
-                std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size).to_vec()
-            };
-            let offset = (element.offset >= 0).then_some(element.offset);
-            out.push(GroupOffset { partition: element.partition, offset, metadata });
-        }
-        Ok(out)
     }
 }
