@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ebus_core::{Delivery, Outcome, Owned, Settlement, Token, Topic};
+use ebus_core::{Outcome, Owned, Settlement, Token, Topic};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hashbrown::HashMap;
@@ -23,7 +23,7 @@ use crate::jobs::{FromShard, Job, ToShard};
 use crate::lane::{Head, Lane, Phase, now};
 use crate::pace::Pace;
 use crate::run::Run;
-use crate::runner::{Ended, PendingRun, Runner, Started};
+use crate::runner::{Ended, PendingRun, Runner};
 use crate::shared::Shared;
 
 /// Jobs taken in, and ends of runs looked at, before the other work of a pass.
@@ -35,10 +35,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 86_400);
 /// When to look again at a lease that has run out and may yet be moved on.
 const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
+mod begin;
 mod outcome;
 mod report;
 mod tenure;
 
+use begin::{Begun, begin};
 use tenure::Tenure;
 
 pub(crate) struct Shard {
@@ -95,16 +97,6 @@ struct Route {
     asked: bool,
     /// Its topic is not subscribed any more.
     given_up: bool,
-}
-
-/// What an attempt to start a run came to.
-enum Begun {
-    /// No slot, or the handler is not ready: the shard is woken when that changes.
-    Blocked,
-    /// The lease has run out.
-    LeaseOver,
-    Ended(Ended),
-    Running(PendingRun),
 }
 
 impl Shard {
@@ -462,50 +454,5 @@ struct Pass {
 fn drop_runner(runner: Option<Box<dyn Runner>>) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(runner))).is_err() {
         tracing::error!("a handler panicked while it was dropped");
-    }
-}
-
-/// Starts a run if there is a slot, the handler is ready and the lease lasts.
-#[allow(clippy::too_many_arguments)] // A method would borrow the whole shard.
-fn begin(
-    shared: &Shared,
-    shard: usize,
-    credit: &mut usize,
-    route: &mut Route,
-    tenure: &Tenure,
-    job: &Job,
-    attempt: u32,
-    cx: &mut Context<'_>,
-) -> Begun {
-    let Some(runner) = &mut route.runner else { return Begun::Blocked };
-    if tenure.lease.is_limited() && !tenure.lease.is_current(now()) {
-        return Begun::LeaseOver;
-    }
-    if *credit == 0 {
-        if !shared.slots.acquire(shard, cx.waker()) {
-            return Begun::Blocked;
-        }
-        *credit = 1;
-    }
-    let ready = runner.poll_ready(cx);
-    route.asked = ready.is_pending();
-    match ready {
-        Poll::Pending => return Begun::Blocked,
-        Poll::Ready(Err(ended)) => return Begun::Ended(ended),
-        Poll::Ready(Ok(())) => {}
-    }
-    let delivery = Delivery::new(
-        tenure.partition.clone(),
-        tenure.owned.epoch,
-        job.token.offset(),
-        attempt,
-        job.message.clone(),
-    );
-    match runner.start(delivery, cx) {
-        Started::Ended(ended) => Begun::Ended(ended),
-        Started::Pending(run) => {
-            *credit -= 1;
-            Begun::Running(run)
-        }
     }
 }
