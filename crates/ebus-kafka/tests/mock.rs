@@ -29,8 +29,12 @@ impl Harness for OnMock {
 }
 
 fn main() {
-    conformance::run(|| match Mock::start(1) {
-        Ok(mock) => Setup::Ready(Arc::new(OnMock { mock })),
-        Err(error) => Setup::Missing { reason: error.to_string(), required: true },
-    });
+    conformance::run_only(
+        "mock",
+        |_| true,
+        || match Mock::start(1) {
+            Ok(mock) => Setup::Ready(Arc::new(OnMock { mock })),
+            Err(error) => Setup::Missing { reason: error.to_string(), required: true },
+        },
+    );
 }
