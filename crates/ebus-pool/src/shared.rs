@@ -5,11 +5,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Message, Outcome};
+use ebus_core::{Error, ErrorKind, Lease, Message, Outcome};
 use futures_util::FutureExt;
 
 use crate::config::PoolConfig;
 use crate::dead_letter::{Obituary, Origin, letter};
+use crate::lane::now;
 use crate::retry::RetryPolicy;
 use crate::runner::Ended;
 use crate::slots::Slots;
@@ -22,6 +23,9 @@ pub(crate) struct Shared {
     pub(crate) counters: AtomicCounters,
     pub(crate) dead_letter_errors: DeadLetterErrors,
 }
+
+/// When to look again at a lease that has run out and may yet be moved on.
+const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
 /// Why the dead letters that wait could not be published, each by itself: one that went through says nothing of another.
 #[derive(Default)]
@@ -76,12 +80,14 @@ impl Shared {
     }
 
     /// Publishes until the receipt is there. The message is settled after that, never before. Each attempt has a clone of the
-    /// publisher of its own, since one that panicked may be no good any more; what panics in an attempt is its failure.
+    /// publisher of its own, since one that panicked may be no good any more; what panics in an attempt is its failure. Past the
+    /// lease no attempt starts: the next owner may have handled the message by then (G3).
     pub(crate) async fn publish_dead_letter(
         self: Arc<Self>,
         origin: Origin,
         message: Message,
         why: Obituary,
+        lease: Lease,
     ) -> Ended {
         let Some((topic, publisher)) = &self.config.dead_letter else {
             return Ended::Outcome(Outcome::Reject { error: why.error });
@@ -90,6 +96,9 @@ impl Shared {
         let mut short = false;
         let mut delays = RetryPolicy::exponential().cap(Duration::from_secs(10)).delays();
         loop {
+            while !lease.is_current(now()) {
+                tokio::time::sleep(LEASE_RECHECK).await;
+            }
             let publish = async {
                 let mut publisher = publisher.clone();
                 publisher.publish(letter(topic, &origin, &message, &why, short)).await

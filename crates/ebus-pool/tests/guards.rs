@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::*;
 use ebus_core::{
-    BoxError, Delivery, Error, ErrorKind, Outcome, Publish, Publisher, Receipt, SourceEvent, Topic,
+    BoxError, Delivery, Error, ErrorKind, Lease, Outcome, Publish, Publisher, Receipt, SourceEvent, Topic,
 };
 use ebus_pool::{Pool, PoolConfig, RetryPolicy};
 use tower::Service;
@@ -312,6 +312,30 @@ async fn p8_a_dead_letter_that_waits_is_visible_though_others_go_through() {
     script.revoke(owned, 10 * MS);
     until("released", || script.released()).await;
     assert!(pool.state().await.dead_letter_error.is_none(), "it is the next owner's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn p3_no_dead_letter_is_tried_past_the_lease() {
+    let (mut script, source) = script();
+    let tried = Arc::new(AtomicUsize::new(0));
+    let count = tried.clone();
+    let publisher = Publisher::new(tower::service_fn(move |publish: Publish| {
+        let refused = count.fetch_add(1, SeqCst) < 2;
+        let error = Error::new(ErrorKind::Unavailable, "not now");
+        ready(if refused { Err(error) } else { Ok(Receipt::new(publish.topic, 0, 0)) })
+    }));
+    let pool = Pool::start(source, to_dlq(quick(), publisher)).expect("valid");
+    pool.subscribe(topic(), handler(|_| ready(reject()))).expect("open");
+    // It ends within the delay after the first failure of the dead letter.
+    let begun = tokio::time::Instant::now();
+    let lease = Lease::until((begun + 50 * MS).into_std());
+    let owned = script.assign_with(0, lease.clone());
+    script.deliver(owned, Some("a"));
+    tokio::time::sleep(60_000 * MS).await;
+    assert_eq!(tried.load(SeqCst), 1, "the next owner may have handled it by now");
+    lease.extend((begun + 600_000 * MS).into_std());
+    finished(&pool, &script, &[0]).await;
+    assert_eq!(tried.load(SeqCst), 3);
 }
 
 /// The guess of a message's size shrank with every event: after a quiet time a read asked for 256 times the budget.

@@ -148,7 +148,8 @@ impl Shard {
             }
             return;
         }
-        let run = Box::pin(shared.clone().publish_dead_letter(origin, head.job.message.clone(), why));
+        let (message, lease) = (head.job.message.clone(), tenure.lease.clone());
+        let run = Box::pin(shared.clone().publish_dead_letter(origin, message, why, lease));
         self.lanes[lane].phase = Phase::DeadLetter { since: self.now };
         self.push_run(lane, owned, run);
     }
