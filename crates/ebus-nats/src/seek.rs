@@ -143,7 +143,7 @@ impl NatsSource {
     fn hold(&mut self, at: usize, claimed: Claimed) {
         let now = Instant::now();
         let lease = Lease::until(self.lease_end(claimed.sent));
-        let next_write = claimed.sent + self.heartbeat();
+        let next_beat = claimed.sent + self.heartbeat();
         let deadline = now + self.options.revoke_within;
         let part = &mut self.parts[at];
         if let Some(stream) = claimed.stream {
@@ -152,6 +152,9 @@ impl NatsSource {
         let assigned =
             self.ownership.assign(part.id.clone(), claimed.epoch, &claimed.position, lease.clone());
         let owned = assigned.owned;
+        // After a reset, epochs of the records begin anew while those of this process go on. The next owner's follow the record's,
+        // so what the deliveries carry is written at once.
+        let raised = owned.epoch > claimed.epoch;
         let slot = owned.slot.index();
         if self.by_slot.len() <= slot {
             self.by_slot.resize(slot + 1, usize::MAX);
@@ -164,12 +167,12 @@ impl NatsSource {
         let leaving = self.closing.then_some(Leaving { deadline, released: true });
         part.state = PartState::Holding(Box::new(Holding {
             owned,
-            epoch: claimed.epoch,
+            epoch: owned.epoch,
             revision: claimed.revision,
             writes: 0,
             lease,
             renewed: claimed.sent,
-            next_write,
+            next_write: if raised { now } else { next_beat },
             blocked_until: now,
             writing: None,
             leaving,
