@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// f03: one hot key at 2 ms per message: the p99 of the other keys stays within 2x of what it is without it.
 pub(super) async fn f03_a_hot_key_delays_only_itself(ctx: &Ctx) -> Checked {
-    // Below this both are the machine's own unrest.
+    // The unrest of the machine.
     const FLOOR: Duration = Duration::from_millis(25);
     let topic = ctx.topic("hot", 4).await?;
     let _member = ctx
@@ -50,7 +50,7 @@ pub(super) async fn f03_a_hot_key_delays_only_itself(ctx: &Ctx) -> Checked {
     }
     let (without, with) = (median(without), median(with));
     println!("f03: p99 {without:.1?} without, {with:.1?} beside a hot key");
-    assert!(with <= (2 * without).max(FLOOR), "p99 {with:?} beside a hot key, {without:?} without");
+    assert!(with <= 2 * without + FLOOR, "p99 {with:?} beside a hot key, {without:?} without");
     Ok(())
 }
 
