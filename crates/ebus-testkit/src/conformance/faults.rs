@@ -59,8 +59,7 @@ pub trait Faults: Send + Sync {
 /// Faults of what is stored, on request: of a log, and of what a group has committed about it.
 ///
 /// # Errors
-/// Every method gives `Unsupported` where the broker cannot; a case then ends as ignored. Otherwise `NotFound` for what is not
-/// there.
+/// Every method gives `NotFound` for what is not there.
 #[async_trait]
 pub trait LogFaults: Send + Sync {
     /// Drops all messages below an offset, as retention does.
