@@ -16,7 +16,7 @@ use super::failure::{Checked, Failure};
 
 /// How many keys it has, each of which gets a version every [`PAUSE`].
 pub(super) const KEYS: usize = 20;
-const PAUSE: Duration = Duration::from_millis(40);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A task that publishes versions of [`KEYS`] keys, one version of all of them after the other. What fails is not sent again.
 pub(super) struct Load {
@@ -98,7 +98,10 @@ impl Load {
         while acknowledged() < KEYS || ctx.log.keys_past(now) < KEYS {
             if Instant::now() >= deadline {
                 let told = told(ctx.log.keys_past(now));
-                return Err(Failure::new(format!("not within {:?}: both sides go on: {told}", ctx.patience())));
+                return Err(Failure::new(format!(
+                    "not within {:?}: both sides go on: {told}",
+                    ctx.patience()
+                )));
             }
             tokio::time::sleep(PAUSE).await;
         }
