@@ -84,9 +84,9 @@ pub(crate) struct NatsSource {
     pub(crate) turn: usize,
     pub(crate) backend_closed: watch::Receiver<bool>,
     pub(crate) closing: bool,
-    /// The group is told that this member leaves: no heartbeat any more.
+    /// All is released: no heartbeat any more.
     pub(crate) leaving: bool,
-    /// The group was told.
+    /// The group was told that this member has left.
     pub(crate) left: bool,
     /// The driver's last call had room for messages.
     pub(crate) has_room: bool,
@@ -284,6 +284,7 @@ impl Source for NatsSource {
         }
         self.balance.changed = true;
         let mut result = Ok(());
+        let mut told = false;
         loop {
             let now = Instant::now();
             self.tick(now);
@@ -301,9 +302,9 @@ impl Source for NatsSource {
             if now >= deadline {
                 return if owns { result.and(Err(crate::error::timeout("close"))) } else { result };
             }
-            if !owns && self.seeking == 0 && !self.is_beating() && !std::mem::replace(&mut self.leaving, true)
-            {
-                // The last word: whoever sees it finds every record released.
+            // No heartbeat any more; then the last word: whoever sees it finds every record released.
+            self.leaving |= !owns && self.seeking == 0;
+            if self.leaving && !self.is_beating() && !std::mem::replace(&mut told, true) {
                 self.leave();
             }
             let wake = self.next_tick.min(deadline);

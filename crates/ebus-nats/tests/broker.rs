@@ -7,6 +7,8 @@ use libtest_mimic::Trial;
 mod foreign;
 #[path = "broker/group.rs"]
 mod group;
+#[path = "broker/members.rs"]
+mod members;
 #[path = "broker/publish.rs"]
 mod publish;
 mod support;
@@ -24,6 +26,7 @@ fn main() {
     let args = libtest_mimic::Arguments::from_args();
     let mut trials = Vec::new();
     trials.extend(group::trials());
+    trials.extend(members::trials());
     trials.extend(publish::trials());
     trials.extend(foreign::trials());
     trials.extend(

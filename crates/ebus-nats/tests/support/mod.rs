@@ -2,3 +2,4 @@
 #![allow(dead_code)] // each of them uses a part of it
 
 pub(crate) mod drive;
+pub(crate) mod team;
