@@ -30,7 +30,8 @@ impl Service<Delivery> for Planned {
             Some((key, version)) => self.0.fate(key, version),
             None => Fate::AtOnce,
         };
-        if matches!(fate, Fate::Panics(times) if delivery.attempt() <= times && delivery.offset() % 3 == 0) {
+        if matches!(fate, Fate::Panics(times) if delivery.attempt() <= times && delivery.offset().is_multiple_of(3))
+        {
             std::panic::panic_any(ON_PURPOSE);
         }
         Box::pin(async move { Ok(run(fate, delivery.attempt()).await) })

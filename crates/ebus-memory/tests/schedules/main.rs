@@ -31,7 +31,7 @@ const ON_PURPOSE: &str = "panics on purpose";
 fn main() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if info.payload_as_str() != Some(ON_PURPOSE) {
+        if info.payload().downcast_ref::<&str>() != Some(&ON_PURPOSE) {
             print(info);
         }
     }));
@@ -47,7 +47,7 @@ fn thousand() -> Result<(), Failed> {
     }
     let count = number("EBUS_SCHEDULES").unwrap_or(SCHEDULES);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let seed_of = |index: u64| if index % 2 == 0 { index / 2 } else { since * 1_000_000 + index };
+    let seed_of = |index: u64| if index.is_multiple_of(2) { index / 2 } else { since * 1_000_000 + index };
     let (next, began) = (AtomicU64::new(0), Instant::now());
     let (tally, failed) = (Mutex::new(BTreeMap::new()), Mutex::new(None));
     std::thread::scope(|scope| {

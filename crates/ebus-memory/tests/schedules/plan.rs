@@ -25,7 +25,7 @@ impl Random {
     }
 
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
-        self.draw() % n == 0
+        self.draw().is_multiple_of(n)
     }
 
     pub(crate) fn millis(&mut self, least: u64, most: u64) -> Duration {
