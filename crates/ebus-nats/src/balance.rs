@@ -287,17 +287,19 @@ impl NatsSource {
             };
             let now_mine = *wanted && is_mine(&shares);
             let soon_mine = *wanted && soon.as_ref().map_or(now_mine, is_mine);
+            let was_mine = share.now;
             *share = Share { now: now_mine, soon: soon_mine };
             let PartState::Seeking(seeking) = state else { continue };
             let owned_by = |others: &[Other<'_>]| {
                 others.iter().any(|other| other.standing.owns(id.topic.as_str(), id.partition))
             };
-            let looking = now_mine && !owned_by(&others) || soon_mine && !owned_by(&steady);
-            if looking && !std::mem::replace(&mut seeking.looking, looking) {
+            // Whose share it is may change before its clock has run down, so all watch what nobody owns.
+            let looking = *wanted && !owned_by(&steady);
+            if looking && (!seeking.looking || now_mine && !was_mine) {
                 seeking.next_look = now;
             }
+            seeking.looking = looking;
             if !looking {
-                seeking.looking = false;
                 if !seeking.busy {
                     seeking.watch = None;
                 }

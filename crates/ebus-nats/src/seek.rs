@@ -54,7 +54,8 @@ impl NatsSource {
             return;
         };
         seeking.busy = false;
-        seeking.next_look = again;
+        // What is for others is only watched.
+        seeking.next_look = if share.is_none() { now + lease / 10 } else { again };
         if closing || !*wanted || !seeking.looking {
             seeking.watch = None;
             return;
@@ -82,16 +83,16 @@ impl NatsSource {
                 return;
             }
         };
+        let lease = lease.max(seen.lease());
+        let watch = seeking.watch.get_or_insert(Watch::new(seen.revision, seen.answered));
+        watch.saw(seen.revision, seen.answered, lease);
+        // What is for somebody who does not come is for anybody: better uneven for a while than not owned.
         let free = match seen.owner() {
-            None => share.now,
+            None => share.now || watch.is_dead(seen.asked, lease / 2),
             // This member's own, and it does not run it: claimed again, with the next epoch.
             Some(other) if *other == *owner => true,
-            Some(_) => {
-                let lease = lease.max(seen.lease());
-                let watch = seeking.watch.get_or_insert(Watch::new(seen.revision, seen.answered));
-                watch.saw(seen.revision, seen.answered, lease);
-                watch.is_dead(seen.asked, lease)
-            }
+            Some(_) if share.is_none() => watch.is_dead(seen.asked, lease * 5 / 4),
+            Some(_) => watch.is_dead(seen.asked, lease),
         };
         if free {
             self.claim(at, seen);
