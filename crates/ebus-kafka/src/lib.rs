@@ -4,10 +4,27 @@
 //! |---|---|
 //! | G1, G7: durable, idempotent, in the order of `call` | `clients.rs`, `producer.rs` |
 //! | G3: late revocation, epochs in the commit's metadata | `member.rs`, `source/` |
+//! | G3: a session clock of our own, which the lease of each delivery follows | `source/session.rs` |
 //! | G4: a hand-over never stops the partitions that stay | two handles: `member.rs` has partitions, `source/` fetches |
 //! | G5: bounds of what is in flight, prefetched and uncommitted | `in_flight.rs`, `clients.rs`, `source/` |
 //! | G6: positions with what finished above the watermark | `positions.rs`, `source/` |
 //! | G8, G9: typed settings, typed errors | `config*.rs`, `properties.rs`, `error.rs` |
+//!
+//! # Membership
+//! - A lease lasts four fifths of [`session_timeout`](KafkaConfig::with_session_timeout) from the last commit that the coordinator
+//!   accepted; an idle member commits its unchanged positions to prove that it is there. Past the lease nothing starts, all
+//!   partitions are lost, and what the broker still gives to this member is taken over again.
+//! - With [`GroupProtocol::Consumer`] the session is the broker's (`group.consumer.session.timeout.ms`): set `session_timeout` to no
+//!   more than that.
+//! - With an [`instance_id`](KafkaConfig::with_instance_id) a clean restart within the session moves nothing. A second process of
+//!   that name fences the first (classic) or is refused while the first is there (consumer protocol): whoever loses ends with
+//!   `Fenced`.
+//! - Where a new topic begins with `latest` or a time is decided once for the group, by the member that owns its first partition.
+//! - Consumers of other languages may share a group if they use cooperative-sticky; a group with members that only know another
+//!   assignor cannot be joined, which is told as `Unsupported`. What they commit has no finished set: what finished above their
+//!   offset runs again.
+//! - A topic that is made anew under its name is begun anew: at once when a read fails, within 10 s otherwise. Brokers before
+//!   2.8 have no topic ids; there a log that is made anew and is already longer goes unnoticed.
 //!
 //! ```no_run
 //! use ebus_core::{Backend, Message, Publish};

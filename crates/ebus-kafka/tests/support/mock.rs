@@ -82,6 +82,11 @@ impl Backend for Mocked {
     }
 
     async fn create_topic(&self, spec: &TopicSpec) -> Result<TopicInfo, Error> {
+        if let Err(error) = self.backend.describe_topic(&spec.topic).await
+            && error.kind() == ErrorKind::Closed
+        {
+            return Err(error);
+        }
         self.mock.create_topic(spec.topic.as_str(), spec.partitions)?;
         self.backend.describe_topic(&spec.topic).await
     }
