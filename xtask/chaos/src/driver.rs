@@ -43,6 +43,10 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
         lease: nature.lease,
         cards: nature.cards.clone(),
     };
+    if options.plan {
+        plan(&terms).iter().for_each(|step| println!("{:>8.1} s  {}", step.at.as_secs_f64(), step.act));
+        return Ok(true);
+    }
     let dir = directory(&options.dir, &format!("{}-{seed}", options.backend.name()))?;
     println!(
         "{}, {} node(s), {} members, {} min, {} events/s, seed {seed}; histories in {}",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebus::memory::{Faults, MemberId, MemoryBroker, MemoryConfig};
@@ -52,6 +53,9 @@ enum How {
     /// The broker ends it.
     Crash,
 }
+
+/// A member learns of its crash when it next receives, which it does without pause.
+const CRASH_WITHIN: Duration = Duration::from_secs(2);
 
 const COMMITS: usize = 0;
 const PUBLISHES: usize = 1;
@@ -119,13 +123,15 @@ impl Memory {
             // Joins are done one by one, so the last is this one.
             told.get_or_init(|| *faults.members(&group).last().expect("it has just joined"));
             let how = tokio::select! {
+                biased;
                 how = &mut ends => how.unwrap_or(How::Drop),
                 why = member.ended() => anyhow::bail!("{own} ended by itself: {why}"),
             };
             match how {
                 How::Leave => member.leave().await,
                 How::Drop => drop(member),
-                How::Crash => drop(member.ended().await),
+                // Whatever it says, it is dropped then.
+                How::Crash => drop(tokio::time::timeout(CRASH_WITHIN, member.ended()).await),
             }
             Ok(())
         });
@@ -138,13 +144,14 @@ impl Memory {
         if !matches!(how, How::Leave) {
             self.marks.mark(Kind::Stopped, &slot.name);
         }
-        if matches!(how, How::Crash) {
-            let crashed = slot.id.get().is_some_and(|id| self.faults().crash(&self.group, *id).is_ok());
-            // It has not joined yet, and is dropped instead.
-            let how = if crashed { How::Crash } else { How::Drop };
-            slot.end.take().map(|end| end.send(how));
-        } else {
-            slot.end.take().map(|end| end.send(how));
+        // One that has not joined yet is dropped.
+        let crashed = slot.id.get().copied().filter(|_| matches!(how, How::Crash));
+        let how = if crashed.is_none() && matches!(how, How::Crash) { How::Drop } else { how };
+        // Before it is done: the task must not take it for an end by itself.
+        slot.end.take().map(|end| end.send(how));
+        if let Some(id) = crashed {
+            // It may have ended meanwhile.
+            let _ = self.faults().crash(&self.group, id);
         }
         self.ending.push(slot);
     }

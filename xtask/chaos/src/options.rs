@@ -52,6 +52,9 @@ pub(crate) struct Options {
     /// Where histories and logs are written; removed at the end when every promise was kept
     #[arg(long, value_name = "DIR", default_value = "target/chaos")]
     pub(crate) dir: PathBuf,
+    /// Prints the schedule of the seed, and does nothing
+    #[arg(long)]
+    pub(crate) plan: bool,
     /// Keeps histories and logs also when every promise was kept
     #[arg(long)]
     pub(crate) keep: bool,

@@ -68,6 +68,9 @@ pub(crate) async fn publish(
     let mut answers = JoinSet::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let block = Duration::from_millis(load.block_ms);
+    // So that about two keys of each publisher are blocked at any time: watermarks stand still somewhere whatever happens.
+    let blocks = (load.rate * block.as_secs() as u32 / 2).max(10);
     let (mut since, mut published) = (Instant::now(), 0.0);
     'publishing: loop {
         tokio::select! {
@@ -83,7 +86,7 @@ pub(crate) async fn publish(
             published += 1.0;
             let key = random.u32(..KEYS);
             versions[key as usize] += 1;
-            let work = Work::draw(&mut random, Duration::from_millis(load.block_ms));
+            let work = Work::draw(&mut random, block, blocks);
             let message = Message::new(work.payload(clock.now_ns()))
                 .with_key(format!("p{}-{key}", load.number))
                 .with_header(VERSION_HEADER, versions[key as usize].to_string());

@@ -24,18 +24,18 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// Draws it: mostly quick, now and then something that holds its key up. `block` is how long a key is blocked that is.
-    pub(crate) fn draw(random: &mut fastrand::Rng, block: Duration) -> Self {
-        let block = block.as_millis() as u64;
+    /// Draws it: mostly quick, now and then something that holds its key up. One in `blocks` blocks its key for `block`.
+    pub(crate) fn draw(random: &mut fastrand::Rng, block: Duration, blocks: u32) -> Self {
+        if random.u32(..blocks) == 0 {
+            let block = block.as_millis() as u64;
+            return if random.bool() { Self::Sleep(block) } else { Self::Wait(block) };
+        }
         match random.u32(0..100_000) {
-            // One of these in 20,000 each: with 1,000 events a second a key is blocked every ten seconds.
-            0..5 => Self::Sleep(block),
-            5..10 => Self::Wait(block),
-            10..110 => Self::Sleep(random.u64(1_000..3_000)),
-            110..410 => Self::Reject,
-            410..710 => Self::Panic,
-            710..1_710 => Self::Fail(random.u64(1..4)),
-            1_710..13_710 => Self::Sleep(random.u64(1..50)),
+            0..100 => Self::Sleep(random.u64(1_000..3_000)),
+            100..400 => Self::Reject,
+            400..700 => Self::Panic,
+            700..1_700 => Self::Fail(random.u64(1..4)),
+            1_700..13_700 => Self::Sleep(random.u64(1..50)),
             _ => Self::Quick,
         }
     }
@@ -100,7 +100,7 @@ mod tests {
     fn what_is_drawn_is_read_again() {
         let mut random = fastrand::Rng::with_seed(1);
         let block = Duration::from_secs(60);
-        let drawn: Vec<_> = (0..200_000).map(|_| Work::draw(&mut random, block)).collect();
+        let drawn: Vec<_> = (0..200_000).map(|_| Work::draw(&mut random, block, 1_000)).collect();
         for work in &drawn {
             assert_eq!(Work::of(work.payload(7).as_bytes()), Some((*work, 7)));
         }

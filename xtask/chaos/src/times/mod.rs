@@ -14,6 +14,8 @@ use lives::Lives;
 const HAND_OVER_NS: u64 = 8_000_000_000;
 /// A hand-over that is disturbed sooner than this says nothing.
 const SHORTEST_NS: u64 = 2_000_000_000;
+/// Of what was done beside a stall, so much is named.
+const NAMED: usize = 12;
 /// What happened so much before may still disturb.
 const BEFORE_NS: u64 = 2_000_000_000;
 
@@ -33,7 +35,7 @@ impl Spread {
     }
 }
 
-/// From the end of a member to the first run of the next owner, for each of its partitions.
+/// From the end of a member, or from the release by one that left, to the first run of the next owner, for each partition.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct TakeOver {
     pub(crate) all: Spread,
@@ -94,10 +96,12 @@ fn take_overs(lives: &Lives<'_>, done: &[Done]) -> BTreeMap<String, TakeOver> {
         for owned in lives.owned_at(member, act.at_ns) {
             let Some(next) = lives.next_owner(owned).filter(|next| next.assigned <= until) else { continue };
             let Some(first) = lives.first_start(owned.partition, next.epoch, act.at_ns) else { continue };
+            // A member that leaves lets its runs end before.
+            let from = if kind == "leave" { owned.ended } else { act.at_ns };
             let (all, alone) = times.entry(kind).or_default();
-            all.push(first - act.at_ns);
+            all.push(first.saturating_sub(from));
             if !disturbed(done, index, act.at_ns, first) {
-                alone.push(first - act.at_ns);
+                alone.push(first.saturating_sub(from));
             }
         }
     }
@@ -144,6 +148,6 @@ fn stall(lives: &Lives<'_>, events: &[Event], done: &[Done], topic: &str) -> Sta
         ms: gap as f64 / 1e6,
         partition,
         at_s: at.saturating_sub(begin) as f64 / 1e9,
-        beside: done.iter().filter(near).map(|act| act.text.clone()).collect(),
+        beside: done.iter().filter(near).take(NAMED).map(|act| act.text.clone()).collect(),
     }
 }
