@@ -299,10 +299,8 @@ impl NatsSource {
                 seeking.next_look = now;
             }
             seeking.looking = looking;
-            if !looking {
-                if !seeking.busy {
-                    seeking.watch = None;
-                }
+            if !looking && !seeking.busy {
+                seeking.watch = None;
             }
         }
         for other in &others {
