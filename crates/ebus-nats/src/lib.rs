@@ -21,7 +21,7 @@
 //! | topic `a.b` | stream `a=b` with subjects `a.b.0` to `a.b.<P-1>`, `limits` retention, no limits; P and the hash (murmur2, as the Java clients of Kafka) in its metadata |
 //! | a stream that somebody else made | a topic of one partition |
 //! | offset | the stream's sequence, from 1: partitions share it, so the offsets of one partition grow with gaps |
-//! | message | see the module `convert`: plain headers natively, `Ebus-Key`, `Ebus-Time` |
+//! | message | see the module `convert`: plain headers natively, time and key in `Ebus` |
 //! | group | key-value bucket `ebus`: `p.<group>.<topic>.<partition>` is the record of a partition, `g.<group>` the manifest |
 //! | reading | a pull consumer without acknowledgements, in memory, per ownership: `<group>_<partition>_<epoch>_<instance>` |
 //!

@@ -139,7 +139,7 @@ impl NatsProducer {
             )
             .with_context("id", format_args!("{id:?}")));
         }
-        let (headers, header_bytes) = convert::encode(&message, &route.stream, id.as_deref());
+        let (headers, header_bytes) = convert::encode(&message, id.as_deref());
         let bytes = message.byte_len();
         let wire_bytes = header_bytes + message.payload.len();
         let max_payload = self.shared.client.max_payload();

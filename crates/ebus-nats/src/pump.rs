@@ -162,7 +162,10 @@ impl Pump {
                     if let Some(number) = number.and_then(|text| text.parse().ok())
                         && let Some((sequence, flight)) = self.window.take(number)
                     {
-                        self.acknowledged(sequence, flight, Ack::read(&message));
+                        match Ack::read_of(&message, &flight.route.stream) {
+                            Ok(ack) => self.acknowledged(sequence, flight, ack),
+                            Err(stream) => self.stored_elsewhere(sequence, flight, stream),
+                        }
                     }
                 }
                 Poll::Ready(None) | Poll::Pending => return done > 0,
@@ -196,6 +199,20 @@ impl Pump {
                 self.fail(sequence, flight, error);
             }
         }
+    }
+
+    /// The topic's stream has gone or lost its subjects: nothing more goes there unseen.
+    fn stored_elsewhere(&mut self, sequence: u64, flight: Flight, stream: String) {
+        if let Some(state) = self.routes.get_mut(flight.route.id).and_then(Option::as_mut) {
+            state.known = None;
+        }
+        let error = Error::new(
+            ErrorKind::Unexpected,
+            "the message was stored in another stream than the topic's, which takes its subject now",
+        )
+        .with_operation(OPERATION)
+        .with_context("stream", stream);
+        self.fail(sequence, flight, error);
     }
 
     fn look(&mut self, id: usize) {
