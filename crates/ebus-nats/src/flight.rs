@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use async_nats::HeaderMap;
-use bytes::Bytes;
-use ebus_core::{Error, Receipt, Topic};
+use ebus_core::{Error, Message, Receipt, Topic};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -24,6 +23,10 @@ pub(crate) struct Route {
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) route: Arc<Route>,
+    /// Kept until it is acknowledged, to find it again in the stream.
+    pub(crate) message: Message,
+    /// Whether the server looks at an id: such a message goes by itself, because it may have an older offset.
+    pub(crate) has_id: bool,
     /// The hash of the key; `None` without a key.
     pub(crate) hash: Option<u32>,
     /// Where it went; known when it is sent.
@@ -40,7 +43,6 @@ pub(crate) struct Queued {
     pub(crate) sequence: u64,
     pub(crate) flight: Flight,
     pub(crate) headers: HeaderMap,
-    pub(crate) payload: Bytes,
 }
 
 /// What is sent, found by the number that its acknowledgement carries. O(1): acknowledgements come nearly in order.
@@ -63,6 +65,17 @@ impl Window {
     pub(crate) fn push(&mut self, sequence: u64, flight: Flight) {
         self.flights.push_back(Some((sequence, flight)));
         self.len += 1;
+    }
+
+    /// The number of the oldest one that is not done, or of the next one.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The message of this number, if it is not done.
+    pub(crate) fn get(&self, number: u64) -> Option<&Flight> {
+        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        self.flights.get(index)?.as_ref().map(|(_, flight)| flight)
     }
 
     /// The message of this number, once.
@@ -109,6 +122,8 @@ mod tests {
             Route { id: 0, topic, stream: "orders".into(), max_message_bytes: AtomicUsize::new(usize::MAX) };
         Flight {
             route: Arc::new(route),
+            message: Message::new("x"),
+            has_id: false,
             hash: None,
             partition: 0,
             bytes: 1,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Message, Publish, Receipt, Topic};
+use ebus_core::{Error, ErrorKind, Publish, Receipt, Topic};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -162,18 +162,19 @@ impl NatsProducer {
             .with_context("bytes", wire_bytes)
             .with_context("limit", stream_limit));
         }
-        let Message { key, payload, .. } = message;
         let (reply, receiver) = oneshot::channel();
         let flight = Flight {
             route,
-            hash: key.map(|key| hash::murmur2(key.as_bytes())),
+            hash: message.key.as_ref().map(|key| hash::murmur2(key.as_bytes())),
+            message,
+            has_id: id.is_some(),
             partition: 0,
             bytes,
             deadline: Instant::now() + self.shared.timeout,
             reply,
         };
         self.shared.gate.carry(bytes);
-        self.shared.commands.send(Command::Publish(flight, headers, payload)).map_err(|_| {
+        self.shared.commands.send(Command::Publish(flight, headers)).map_err(|_| {
             self.shared.gate.exit(0, bytes);
             Error::closed("publish")
         })?;

@@ -3,6 +3,8 @@
 use ebus_testkit::brokers::{Need, private_trial, shared_trial};
 use libtest_mimic::Trial;
 
+#[path = "broker/batches.rs"]
+mod batches;
 #[path = "broker/foreign.rs"]
 mod foreign;
 #[path = "broker/group.rs"]
@@ -25,6 +27,7 @@ fn main() {
     let mut trials = Vec::new();
     trials.extend(group::trials());
     trials.extend(publish::trials());
+    trials.extend(batches::trials());
     trials.extend(foreign::trials());
     trials.extend(
         trouble::trials()

@@ -126,10 +126,10 @@ async fn stored_elsewhere(url: String) -> Tested {
         })
         .await?;
     let mut publisher = backend.publisher();
-    let mut publish = || publisher.enqueue(Publish::new(topic.clone(), Message::new("x").with_key("k")));
-    refused(publish().await?.await, ErrorKind::Unexpected, &other)?;
+    let publish = || Publish::new(topic.clone(), Message::new("x").with_key("k"));
+    refused(publisher.publish(publish()).await, ErrorKind::Unexpected, &other)?;
     for _ in 0..3 {
-        refused(publish().await?.await, ErrorKind::NotFound, "no such topic")?;
+        refused(publisher.publish(publish()).await, ErrorKind::NotFound, "no such topic")?;
     }
     let stored = context.get_stream(&other).await?.cached_info().state.messages;
     assert_eq!(stored, 1, "nothing more went there");
