@@ -8,19 +8,19 @@
 //! else's messages came in between, the offsets are read (see `place`), and batches stop until this connection has seen for a
 //! while that it is alone ([`Alone`]).
 
-use std::fmt::Write;
-
 use serde::Deserialize;
+
+use crate::digits;
 
 /// How often the server says that it is alive within a batch: every so many messages. Its own limit.
 const FLOW: u32 = 500;
 /// What ends every reply subject of a member.
 const SUFFIX: &str = ".$FI";
 
-const START: u8 = 0;
-const APPEND: u8 = 1;
+const START: char = '0';
+const APPEND: char = '1';
 /// Ends a batch by a message that is not stored.
-const END: u8 = 3;
+const END: char = '3';
 
 /// Messages on their way as one batch.
 #[derive(Debug)]
@@ -47,8 +47,11 @@ pub(crate) struct Batch {
 pub(crate) struct Outcome {
     /// Numbers of what is stored, with its offset if that is certain.
     pub(crate) stored: Vec<(u64, Option<u64>)>,
-    /// Numbers of what is surely not stored.
+    /// Numbers of what the server does not account for.
     pub(crate) missing: Vec<u64>,
+    /// Why: because it refused one in front of them, and took no more. Otherwise one was lost on the way, and in a cluster
+    /// that changes its leader what is behind it may be stored yet.
+    pub(crate) was_refused: bool,
 }
 
 impl Batch {
@@ -70,11 +73,16 @@ impl Batch {
         self.reply(self.members.len() + 1, END)
     }
 
-    fn reply(&self, position: usize, operation: u8) -> String {
-        let mut reply = String::with_capacity(self.head.len() + 12);
+    fn reply(&self, position: usize, operation: char) -> String {
+        let position = position as u64;
+        // Exactly: what has room left is allocated again on its way to the client.
+        let len = self.head.len() + digits::count(position) + ".0".len() + SUFFIX.len();
+        let mut reply = String::with_capacity(len);
         reply.push_str(&self.head);
-        // Writing to a string does not fail.
-        write!(reply, "{position}.{operation}{SUFFIX}").ok();
+        digits::push(&mut reply, position);
+        reply.push('.');
+        reply.push(operation);
+        reply.push_str(SUFFIX);
         reply
     }
 
@@ -88,6 +96,12 @@ impl Batch {
         if let Err(at) = self.refused.binary_search(&position) {
             self.refused.insert(at, position);
         }
+    }
+
+    /// The connection was made anew: what it says of the anchor and of the members need not be in their order.
+    pub(crate) fn lose_anchor(&mut self) {
+        self.anchor = u64::MAX;
+        self.anchored = None;
     }
 
     /// What the end of the batch says: the first `count` were dealt with, and the last of them stands at `last`.
@@ -106,6 +120,7 @@ impl Batch {
         Outcome {
             stored: stored.iter().copied().zip(offsets).collect(),
             missing: missing.map(|(_, number)| *number).collect(),
+            was_refused: !self.refused.is_empty(),
         }
     }
 }
@@ -202,21 +217,22 @@ impl Alone {
     /// Something of ours was stored there.
     pub(crate) fn stored(&mut self, offset: u64) {
         self.run = if offset == self.last + 1 { self.run + 1 } else { 0 };
-        self.last = self.last.max(offset);
+        // Lower than before: the stream was made anew.
+        self.last = offset;
     }
 
     /// A batch of ours, of which nobody else was in between.
     pub(crate) fn stored_batch(&mut self, last: u64, count: u64) {
-        self.last = self.last.max(last);
+        self.last = last;
         self.run += count;
         if self.run >= Self::MOST {
             self.needed = Self::FIRST;
         }
     }
 
-    /// Somebody else was in between.
+    /// Somebody else was in between, or something was refused.
     pub(crate) fn disturbed(&mut self, last: u64) {
-        self.last = self.last.max(last);
+        self.last = last;
         self.run = 0;
         self.needed = (self.needed * 4).min(Self::MOST);
     }
@@ -225,7 +241,7 @@ impl Alone {
         self.run >= self.needed
     }
 
-    /// The highest offset that is known to be taken.
+    /// The last offset that is known to be taken.
     pub(crate) fn last(&self) -> u64 {
         self.last
     }

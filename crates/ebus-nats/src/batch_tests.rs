@@ -29,11 +29,17 @@ fn replies_say_what_the_server_needs_and_are_read_again() {
 fn p1_offsets_are_certain_only_when_nobody_else_fits_between() {
     let batch = batch(Some(100), 10..13);
     let known = [(10, Some(101)), (11, Some(102)), (12, Some(103))];
-    assert_eq!(batch.outcome(103, 3), Outcome { stored: known.to_vec(), missing: vec![] });
+    assert_eq!(
+        batch.outcome(103, 3),
+        Outcome { stored: known.to_vec(), missing: vec![], was_refused: false }
+    );
+    let mut lost = self::batch(Some(100), 10..13);
+    lost.lose_anchor();
     let unknown = [(10, None), (11, None), (12, None)];
     for last in [104, 102, 99, 0] {
         assert_eq!(batch.outcome(last, 3).stored, unknown, "{last}");
     }
+    assert_eq!(lost.outcome(103, 3).stored, unknown, "after a reconnect");
     assert_eq!(self::batch(None, 10..13).outcome(103, 3).stored, unknown, "without an anchor");
 }
 
@@ -41,7 +47,7 @@ fn p1_offsets_are_certain_only_when_nobody_else_fits_between() {
 fn p1_what_is_behind_the_end_is_not_stored() {
     let outcome = batch(Some(100), 10..15).outcome(102, 2);
     assert_eq!(outcome.stored, [(10, Some(101)), (11, Some(102))]);
-    assert_eq!(outcome.missing, [12, 13, 14]);
+    assert_eq!((outcome.missing, outcome.was_refused), (vec![12, 13, 14], false));
     // A count beyond what was sent is no reason to panic.
     assert_eq!(batch(Some(100), 10..12).outcome(102, 9).missing, Vec::<u64>::new());
 }
@@ -52,6 +58,7 @@ fn p1_what_was_refused_has_no_offset_whatever_the_count_says() {
     batch.refuse(2);
     batch.refuse(2);
     let outcome = batch.outcome(103, 4);
+    assert!(outcome.was_refused);
     assert_eq!(outcome.stored, [(10, Some(101)), (12, Some(102)), (13, Some(103))]);
     assert_eq!(batch.outcome(104, 4).stored[0], (10, None), "one more than there should be");
     assert_eq!(batch.outcome(101, 1).missing, [12, 13], "the refused one was told before");
@@ -88,6 +95,8 @@ fn being_alone_is_earned_and_lost() {
     assert!(!alone.is_likely(), "once disturbed it takes longer");
     (1_501..=1_800).for_each(|offset| alone.stored(offset));
     assert!(alone.is_likely());
+    (1..=1_100).for_each(|offset| alone.stored(offset));
+    assert!(alone.is_likely() && alone.last() == 1_100, "the stream was made anew");
     alone.stored_batch(3_000, 1_200);
     assert!(alone.is_likely() && alone.last() == 3_000);
 }

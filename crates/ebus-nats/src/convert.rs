@@ -11,8 +11,6 @@
 //! slower. See [`headers`](crate::headers) for `Ebus-Order`. A message without a legal `Ebus` was published by somebody
 //! else: its time is the server's, its headers are all but ours, sorted by name, and its key is `Ebus-Key` or none.
 
-use std::fmt::Write;
-
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::{HeaderMap, HeaderName};
 use base64::Engine;
@@ -20,6 +18,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use ebus_core::{Key, Message, Timestamp};
 
+use crate::digits;
 use crate::headers::{self, ORDER, is_plain};
 
 /// Time and key of a message of ours.
@@ -60,8 +59,11 @@ pub(crate) fn encode(message: &Message, id: Option<&str>) -> (HeaderMap, usize) 
 fn encode_own(message: &Message) -> String {
     let key = message.key.as_ref().map_or(&[][..], Key::as_bytes);
     let mut own = String::with_capacity(MILLIS + 1 + key.len());
-    // Writing to a string does not fail.
-    write!(own, "{}", message.timestamp.as_millis()).ok();
+    let millis = message.timestamp.as_millis();
+    if millis < 0 {
+        own.push('-');
+    }
+    digits::push(&mut own, millis.unsigned_abs());
     if let Some(key) = &message.key {
         match key.as_str().filter(|text| !text.is_empty() && is_plain(text)) {
             Some(text) => {

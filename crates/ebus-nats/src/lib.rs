@@ -60,6 +60,7 @@ mod config;
 mod connection;
 mod consumer;
 mod convert;
+mod digits;
 mod error;
 mod flight;
 mod gate;

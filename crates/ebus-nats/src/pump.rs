@@ -46,7 +46,7 @@ const OPERATION: &str = "publish";
 
 /// What the task is told.
 pub(crate) enum Command {
-    Publish(Flight, async_nats::HeaderMap),
+    Publish(Box<Flight>),
     /// Finish what was told before, until the deadline.
     Close(Instant, oneshot::Sender<Result<(), Error>>),
 }
@@ -155,7 +155,7 @@ impl Pump {
 
     fn take_in(&mut self, command: Command) {
         match command {
-            Command::Publish(flight, headers) => {
+            Command::Publish(flight) => {
                 let sequence = self.next_sequence;
                 self.next_sequence += 1;
                 if let Some(key) = key(&flight) {
@@ -165,7 +165,7 @@ impl Pump {
                     self.fail(sequence, flight, Error::closed(OPERATION));
                     return;
                 }
-                self.queue.push_back(Queued { sequence, flight, headers });
+                self.queue.push_back(Queued { sequence, flight });
             }
             Command::Close(deadline, reply) => {
                 self.intake.close();
@@ -204,7 +204,7 @@ impl Pump {
         }
     }
 
-    fn acknowledged(&mut self, sequence: u64, flight: Flight, ack: Ack) {
+    fn acknowledged(&mut self, sequence: u64, flight: Box<Flight>, ack: Ack) {
         match ack {
             Ack::Stored { sequence: offset, duplicate } => {
                 let topic = flight.route.topic.clone();
@@ -232,7 +232,7 @@ impl Pump {
     }
 
     /// The topic's stream has gone or lost its subjects: nothing more goes there unseen.
-    fn stored_elsewhere(&mut self, sequence: u64, flight: Flight, stream: String) {
+    fn stored_elsewhere(&mut self, sequence: u64, flight: Box<Flight>, stream: String) {
         self.forget(flight.route.id);
         let error = Error::new(
             ErrorKind::Unexpected,
@@ -343,7 +343,7 @@ impl Pump {
 
     /// Sends the head of the queue; the client has room for it, and its route is known.
     fn send_head(&mut self, id: usize) {
-        let Some(Queued { sequence, mut flight, headers }) = self.queue.pop_front() else { return };
+        let Some(Queued { sequence, mut flight }) = self.queue.pop_front() else { return };
         let number = self.window.next_number();
         let reply = self.reply(id, number, &flight);
         let Some(known) = self.routes[id].as_mut().and_then(|state| state.known.as_mut()) else { return };
@@ -352,7 +352,7 @@ impl Pump {
             subject: known.subjects[flight.partition as usize].clone(),
             reply: Some(reply),
             payload: flight.message.payload.clone(),
-            headers: Some(headers),
+            headers: Some(std::mem::take(&mut flight.headers)),
         };
         match Pin::new(&mut self.sink).start_send(message) {
             Ok(()) => self.window.push(sequence, flight),
@@ -386,13 +386,13 @@ impl Pump {
         count
     }
 
-    fn fail(&mut self, sequence: u64, flight: Flight, error: Error) {
+    fn fail(&mut self, sequence: u64, flight: Box<Flight>, error: Error) {
         let error = error.with_context("topic", &flight.route.topic);
         self.finish(sequence, flight, Err(error));
     }
 
     /// Tells the publisher. A failure may be published again only if no later message of its key was called.
-    fn finish(&mut self, sequence: u64, flight: Flight, result: Result<Receipt, Error>) {
+    fn finish(&mut self, sequence: u64, flight: Box<Flight>, result: Result<Receipt, Error>) {
         let result = result.map_err(|error| match error.kind() {
             ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Overloaded
                 if key(&flight).is_none_or(|key| self.keys.is_last(key, sequence)) =>

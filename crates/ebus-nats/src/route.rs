@@ -19,7 +19,7 @@ pub(crate) struct RouteState {
     pub(crate) looking: bool,
     pub(crate) waiting: VecDeque<Queued>,
     /// Nobody took these; a lookup will say why.
-    pub(crate) autopsy: Vec<(u64, Flight)>,
+    pub(crate) autopsy: Vec<(u64, Box<Flight>)>,
     /// The batch that takes the next message.
     pub(crate) open: Option<Batch>,
     pub(crate) alone: Alone,

@@ -18,6 +18,7 @@ use futures_util::{Sink, StreamExt};
 use super::{OPERATION, Pump};
 use crate::ack::Ack;
 use crate::batch::{Batch, Outcome, Said, read_reply};
+use crate::digits;
 use crate::flight::Flight;
 use crate::place::{self, Wanted};
 use crate::route::RouteState;
@@ -57,7 +58,11 @@ impl Pump {
                 state.open = Some(batch);
             }
         }
-        Subject::from(format!("{}.{number}", self.inbox))
+        let mut reply = String::with_capacity(self.inbox.len() + 1 + digits::count(number));
+        reply.push_str(&self.inbox);
+        reply.push('.');
+        digits::push(&mut reply, number);
+        Subject::from(reply)
     }
 
     /// Whether the open batch of this route ends before the head of the queue.
@@ -140,6 +145,7 @@ impl Pump {
             for id in 0..self.routes.len() {
                 self.abandon_batch(id);
             }
+            self.batches.iter_mut().for_each(Batch::lose_anchor);
         }
     }
 
@@ -167,6 +173,7 @@ impl Pump {
     pub(super) fn batch_answered(&mut self, message: &async_nats::Message) {
         let tail = message.subject.get(self.inbox.len() + 1..).unwrap_or_default();
         let Some((id, position)) = read_reply(tail, &self.batch_prefix) else { return };
+        self.notice_reconnect();
         // It may have ended before: then nothing is left to say.
         let Some(route) = self.batch(id).map(|batch| batch.route) else { return };
         if message.status == Some(StatusCode::NO_RESPONDERS) {
@@ -232,13 +239,20 @@ impl Pump {
     }
 
     fn batch_ended(&mut self, batch: Batch, stream: &str, last: u64, count: u64) {
-        let Outcome { stored, missing } = batch.outcome(last, count);
+        let Outcome { stored, missing, was_refused } = batch.outcome(last, count);
         for number in missing {
             if let Some((sequence, flight)) = self.window.take(number) {
-                let error = Error::new(
-                    ErrorKind::Unavailable,
-                    "a message in front of it was refused or lost, and ended the batch; nothing was stored",
-                );
+                let error = if was_refused {
+                    Error::new(
+                        ErrorKind::Unavailable,
+                        "a message in front of it was refused and ended their batch; nothing was stored",
+                    )
+                } else {
+                    Error::new(
+                        ErrorKind::Timeout,
+                        "a message in front of it was lost and ended their batch; this one may have been stored",
+                    )
+                };
                 self.fail(sequence, flight, error.with_operation(OPERATION));
             }
         }
