@@ -35,6 +35,11 @@
 //! - G6, few duplicates: what finished above the watermark is part of every commit (`record`).
 //! - G7, publish order: one task hands messages on in the order of `call` and never sends one twice (`pump`).
 //!
+//! # Batches
+//! Since nats-server 2.14, messages that are pipelined are acknowledged together, while this connection is the only publisher
+//! of the stream (`batch`, `pump::batches`, `place`). A topic that was made for it cannot be served by an older server any
+//! more: [`NatsConfig::batches`] turns it off. Streams that exist are used as they are.
+//!
 //! # Limits
 //! - **One member per group** in this version: a second one is refused with `Unsupported`, naming the owner, after it has
 //!   watched for up to a lease whether he is alive. A member that was dropped without `close` is followed after its lease.
