@@ -3,11 +3,11 @@
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use ebus_testkit::brokers::{
-    BrokerError, Detached, Home, KafkaConfig, NatsConfig, Need, launch_kafka_detached, launch_nats_detached,
+    BrokerError, Detached, Home, Link, NatsConfig, Need, launch_kafka_detached, launch_nats_detached,
 };
 
 use crate::{
-    servers::{provision, unknown},
+    servers::{provision, shared_kafka, unknown},
     workspace::Workspace,
 };
 
@@ -79,11 +79,14 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
 fn up(home: &Home, need: Need) -> Result<(), BrokerError> {
     provision(home, need)?;
     let server = match need {
-        Need::Kafka => launch_kafka_detached(home, KafkaConfig::default())?,
+        Need::Kafka => launch_kafka_detached(home, shared_kafka())?,
         Need::Nats => launch_nats_detached(home, NatsConfig::default())?,
         _ => unknown(need)?,
     };
     println!("export {}={}", need.url_variable(), server.url());
+    if let Some(variable) = need.links_variable() {
+        println!("export {variable}='{}'", Link::show_all(server.links()));
+    }
     Ok(())
 }
 

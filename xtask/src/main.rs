@@ -4,6 +4,7 @@ mod arrows;
 mod bench;
 mod broken;
 mod brokers;
+mod chaos;
 mod ci;
 mod patch;
 mod servers;
@@ -32,6 +33,8 @@ enum Command {
     Test(test::Args),
     /// ebus beside the same work done without it, on servers that are started and stopped here
     Bench(bench::Args),
+    /// Members come, go and are killed while brokers and networks fail: whether ebus keeps its promises
+    Chaos(chaos::Args),
     /// A developer's long-running servers
     Brokers(brokers::Args),
     /// What is checked without running tests: format, lints, docs, arrows, each crate alone
@@ -59,6 +62,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Test(args) => test::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Chaos(args) => chaos::run(&workspace, &args),
         Command::Brokers(args) => brokers::run(&workspace, &args),
         Command::Ci(args) => ci::run(&workspace, &args),
         Command::Arrows => Ok(arrows::run(&workspace)),

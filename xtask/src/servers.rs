@@ -4,7 +4,7 @@ use std::{env, process::Command};
 
 use anyhow::Result;
 use ebus_testkit::brokers::{
-    BrokerError, Home, KafkaConfig, Missing, NatsConfig, Need, Server, launch_kafka, launch_nats,
+    BrokerError, Home, KafkaConfig, Link, Missing, NatsConfig, Need, Server, launch_kafka, launch_nats,
     provision_kafka, provision_nats,
 };
 
@@ -46,6 +46,9 @@ impl Servers {
             Ok(Some(server)) => {
                 println!("{:<6} {}", need.name(), server.url());
                 self.variables.push((need.url_variable(), server.url()));
+                if let Some(variable) = need.links_variable() {
+                    self.variables.push((variable, Link::show_all(&server.links())));
+                }
                 self._running.push(server);
             }
             Err(BrokerError::Unavailable(missing)) => {
@@ -79,9 +82,17 @@ pub(crate) fn provision(home: &Home, need: Need) -> Result<(), BrokerError> {
     }
 }
 
+/// Links for all the members that can be killed at once by the cases that run beside each other.
+const LINKS: usize = 16;
+
+/// The Kafka that tests share.
+pub(crate) fn shared_kafka() -> KafkaConfig {
+    KafkaConfig::default().with_links(LINKS)
+}
+
 fn launch(home: &Home, need: Need) -> Result<Server, BrokerError> {
     match need {
-        Need::Kafka => launch_kafka(home, KafkaConfig::default()),
+        Need::Kafka => launch_kafka(home, shared_kafka()),
         Need::Nats => launch_nats(home, NatsConfig::default()),
         _ => unknown(need),
     }

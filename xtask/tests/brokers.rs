@@ -1,7 +1,7 @@
 //! The launchers of ebus-testkit on real servers: what the tests of every backend stand on.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -10,6 +10,7 @@ use std::{
 use ebus_testkit::brokers::{
     BrokerError, Home, KafkaConfig, NatsConfig, Need, Server, launch_kafka, launch_nats, private_trial,
 };
+use ebus_testkit::proxy::Line;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
@@ -24,6 +25,9 @@ fn main() {
         }),
         trial("nats_keeps_its_port_and_data_over_stop_and_kill", Need::Nats, |home| {
             keeps_port_and_data(launch_nats(&home, NatsConfig::default())?)
+        }),
+        trial("a_kafka_link_leads_through_its_proxy_and_belongs_to_one", Need::Kafka, |home| {
+            link_belongs_to_one(&launch_kafka(&home, KafkaConfig::default().with_links(2))?)
         }),
         trial("three_kafka_nodes_survive_the_loss_of_one", Need::Kafka, |home| {
             survives_the_loss_of_one(launch_kafka(&home, KafkaConfig::default().with_nodes(3))?)
@@ -95,6 +99,35 @@ fn survives_the_loss_of_one(mut server: Server) -> Result<(), Failed> {
     node.start()?;
     server.restart()?;
     check(server.nodes().iter_mut().all(|node| node.is_running()), "a node is missing")
+}
+
+fn link_belongs_to_one(server: &Server) -> Result<(), Failed> {
+    let links = server.links();
+    check(links.len() == 2 && server.link(2).is_none(), format!("{links:?}"))?;
+    for link in &links {
+        let line = Line::open(link.routes())?;
+        check(line.url("kafka") == link.url("kafka"), format!("{line:?} {link:?}"))?;
+        // What a client is told leads it back to the proxy.
+        check(kafka_advertises(line.addresses()[0])? == line.addresses(), "leads around its proxy")?;
+        check(Line::open(link.routes()).is_err(), "two have the same link")?;
+    }
+    check(kafka_advertises(server.addresses()[0])? == server.addresses(), "its own listener has moved")
+}
+
+/// The addresses of brokers in a metadata answer of Kafka.
+fn kafka_advertises(address: SocketAddr) -> Result<Vec<SocketAddr>, Failed> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    // Metadata, version 1: correlation 1, client "x", no topics.
+    stream.write_all(b"\0\0\0\x0f\0\x03\0\x01\0\0\0\x01\0\x01x\0\0\0\0")?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut answer = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut answer)?;
+    let host = b"\0\x09127.0.0.1";
+    let found = answer.windows(host.len() + 4).filter(|window| window.starts_with(host));
+    let ports = found.filter_map(|window| Some(u32::from_be_bytes(*window.last_chunk()?)));
+    Ok(ports.filter_map(|port| Some(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).ok()?)))).collect())
 }
 
 fn killed_owner(home: Home) -> Result<(), Failed> {

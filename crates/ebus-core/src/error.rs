@@ -95,6 +95,27 @@ struct Inner {
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
+impl Drop for Inner {
+    /// The source is somebody else's, and an error is dropped where that may not be felt.
+    fn drop(&mut self) {
+        let source = self.source.take();
+        let _ = guarded(|| drop(source));
+    }
+}
+
+/// Calls code of somebody else's error. What panics there is no reason to end who only wants to say what failed (G9).
+fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).ok()
+}
+
+fn text_of(error: &(dyn std::error::Error + 'static)) -> String {
+    guarded(|| error.to_string()).unwrap_or_else(|| "an error whose text panicked".to_owned())
+}
+
+fn below<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
+    guarded(|| error.source()).flatten()
+}
+
 impl Error {
     /// An error of `kind`; `message` is lower case, has no full stop, and says what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
@@ -179,35 +200,42 @@ impl Error {
         match error.downcast::<Self>() {
             Ok(own) => *own,
             Err(other) => {
-                let mut below = other.source();
-                while let Some(source) = below {
-                    if let Some(own) = source.downcast_ref::<Self>() {
-                        return Self::new(own.kind(), other.to_string())
-                            .with_retryability(own.retryability())
-                            .with_operation(own.operation())
-                            .with_source(other);
-                    }
-                    below = source.source();
-                }
-                Self::new(ErrorKind::Unexpected, other.to_string()).with_source(other)
+                let text = text_of(other.as_ref());
+                let own = sources(other.as_ref()).find_map(|source| source.downcast_ref::<Self>());
+                let found = match own {
+                    Some(own) => Self::new(own.kind(), text)
+                        .with_retryability(own.retryability())
+                        .with_operation(own.operation()),
+                    None => Self::new(ErrorKind::Unexpected, text),
+                };
+                found.with_source(other)
             }
         }
     }
 
-    /// The message and those of all sources, outermost first, joined by `: `.
+    /// The message and those of all sources, outermost first, joined by `: `. A source whose text panics is named as such.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
-        let mut below = std::error::Error::source(self);
-        while let Some(source) = below {
-            let next = source.to_string();
+        for source in self.sources() {
+            let next = text_of(source);
             if !text.ends_with(&next) {
                 text.push_str(": ");
                 text.push_str(&next);
             }
-            below = source.source();
         }
         text
     }
+
+    /// All errors below this one, outermost first; a source that panics when it is asked for its own ends them.
+    pub fn sources(&self) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+        sources(self)
+    }
+}
+
+fn sources<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(below(error), |error| below(*error))
 }
 
 impl fmt::Display for Error {
@@ -284,6 +312,34 @@ mod tests {
         }
         let found = Error::from_boxed(Box::new(Foreign(Error::new(ErrorKind::Denied, "no"))));
         assert_eq!(found.kind(), ErrorKind::Denied);
+    }
+
+    /// Nothing of it can be called.
+    #[derive(Debug)]
+    struct Broken;
+    impl fmt::Display for Broken {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("no words")
+        }
+    }
+    impl std::error::Error for Broken {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            panic!("no source")
+        }
+    }
+    impl Drop for Broken {
+        fn drop(&mut self) {
+            panic!("no end")
+        }
+    }
+
+    #[test]
+    fn p9_a_source_that_panics_is_named_as_such() {
+        let boxed = Error::from_boxed(Box::new(Broken));
+        assert_eq!(boxed.kind(), ErrorKind::Unexpected);
+        let error = Error::new(ErrorKind::Handler, "failed").with_source(Broken);
+        assert_eq!(error.chain(), "failed: an error whose text panicked");
+        assert_eq!(error.sources().count(), 1);
     }
 
     #[test]

@@ -4,24 +4,39 @@
 
 use std::collections::VecDeque;
 
+use crate::inherited::Inherited;
 use crate::position::{MAX_FRAME_LEN, varint_len};
 use crate::{NextOffset, OffsetSet, Position};
+
+/// The longest position text where neither the user nor the backend names one: below the 4,096 bytes that Kafka's brokers
+/// take as commit metadata by default (`offset.metadata.max.bytes`), which is the least of all backends.
+const LEAST_POSITION_LEN: usize = 3_500;
+
+/// Bytes by which the bound of a re-read can pass the bound under which the same messages were read at first: the distance
+/// to the next one counted twice (10 bytes at most), and the halves of two runs. What is new leaves them free, so that
+/// whoever owns the partition next has room for all that was read before.
+const REREAD_BYTES: usize = 12;
 
 /// Limits of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LedgerLimits {
     /// The most messages between the low watermark and the highest one read: what one stuck message can hold up.
+    ///
+    /// The text of the position can stop intake before that, see [`Full::Text`]. 16,384 messages whose offsets follow each
+    /// other take 2,900 characters at most and fit everywhere. With gaps between the offsets (transactions, compaction, a
+    /// stream shared by many partitions) a message takes up to 2 characters where the gaps are below 128, 3.4 where
+    /// they are below 16,384: all 16,384 messages fit the 64 KiB of NATS and memory, while in the 3,500 characters that
+    /// Kafka keeps there is room for about 1,700 and 1,000 messages.
     pub max_span: usize,
-    /// The longest position text in bytes that the backend keeps.
-    pub max_position_len: usize,
+    /// The longest position text in bytes; `None` is what the backend keeps for sure.
+    pub max_position_len: Option<usize>,
 }
 
 impl Default for LedgerLimits {
-    /// 16,384 messages, whose bitmap is 2,731 characters; 3,500 characters, below the 4,096 bytes that Kafka's brokers
-    /// take as commit metadata (`offset.metadata.max.bytes`).
+    /// 16,384 messages, and as much text as the backend keeps.
     fn default() -> Self {
-        Self { max_span: 16_384, max_position_len: 3_500 }
+        Self { max_span: 16_384, max_position_len: None }
     }
 }
 
@@ -33,12 +48,30 @@ impl LedgerLimits {
         self
     }
 
-    /// With this many bytes of position text.
+    /// With this many bytes of position text, whatever the backend says: a commit that the broker finds too long is refused.
     #[must_use]
     pub fn with_max_position_len(mut self, bytes: usize) -> Self {
-        self.max_position_len = bytes;
+        self.max_position_len = Some(bytes);
         self
     }
+
+    /// For backends: with this many bytes of position text where the user named none.
+    #[must_use]
+    pub fn or_max_position_len(mut self, bytes: usize) -> Self {
+        self.max_position_len.get_or_insert(bytes);
+        self
+    }
+}
+
+/// Why no further message of a partition is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Full {
+    /// [`max_span`](LedgerLimits::max_span) messages are between the low watermark and what was read.
+    Span,
+    /// The text of the position could outgrow [`max_position_len`](LedgerLimits::max_position_len), because the offsets have
+    /// gaps: the span is smaller than what was asked for.
+    Text,
 }
 
 /// What to do with a message that was read.
@@ -65,10 +98,12 @@ pub struct Refused {
 /// Tracking is O(1). Finishing is O(1) where offsets are dense, O(log span) across gaps.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    limits: LedgerLimits,
+    max_span: usize,
+    /// Bytes that a set may have before it is made text.
+    max_set_bytes: usize,
     entries: VecDeque<Entry>,
     read_to: NextOffset,
-    inherited: OffsetSet,
+    inherited: Inherited,
     unfinished: usize,
     cost: usize,
 }
@@ -83,54 +118,60 @@ struct Entry {
 impl Ledger {
     /// A ledger that starts at `position`.
     pub fn new(position: &Position, limits: LedgerLimits) -> Self {
-        let mut inherited = position.finished.clone();
-        inherited.forget_below(position.watermark.0);
+        let max_position_len = limits.max_position_len.unwrap_or(LEAST_POSITION_LEN);
         Self {
-            limits,
+            max_span: limits.max_span,
+            max_set_bytes: max_position_len.saturating_sub(MAX_FRAME_LEN) / 4 * 3,
             entries: VecDeque::new(),
             read_to: position.watermark,
-            inherited,
+            inherited: Inherited::new(position),
             unfinished: 0,
             cost: 0,
         }
     }
 
     /// Whether a message at `offset` may be read now: the span has room, and no outcome of what is tracked can make the
-    /// position's text longer than its limit. While nothing is tracked there is always room.
+    /// position's text longer than its limit. While nothing is tracked there is always room, and always for what former
+    /// owners with the same limits had read. O(1).
     pub fn has_room(&self, offset: u64) -> bool {
+        self.full(offset).is_none()
+    }
+
+    /// Why a message at `offset` may not be read now; `None` when it may. O(1).
+    pub fn full(&self, offset: u64) -> Option<Full> {
         if self.entries.is_empty() {
-            return true;
+            return None;
         }
-        if self.entries.len() >= self.limits.max_span {
-            return false;
+        if self.entries.len() >= self.max_span {
+            return Some(Full::Span);
         }
-        let max_bytes = self.limits.max_position_len.saturating_sub(MAX_FRAME_LEN) / 4 * 3;
-        let end = self.inherited.end().unwrap_or(0).max(offset.saturating_add(1));
+        let inherited_end = self.inherited.end().unwrap_or(0);
+        let end = inherited_end.max(offset.saturating_add(1));
         let bitmap = end.saturating_sub(self.watermark().0).div_ceil(8);
-        bitmap <= max_bytes as u64 || self.most_run_bytes(offset) <= max_bytes
+        let reserved = if offset < inherited_end { 0 } else { REREAD_BYTES };
+        let fits = bitmap <= self.max_set_bytes as u64
+            || self.most_run_bytes(offset).saturating_add(reserved) <= self.max_set_bytes;
+        (!fits).then_some(Full::Text)
     }
 
     /// The most bytes that runs of finished offsets can take: each tracked offset's distance to the one before it is part
     /// of one number, every other offset can begin a run, and what is inherited stands behind them.
     fn most_run_bytes(&self, offset: u64) -> usize {
-        let inherited: usize =
-            self.inherited.runs().iter().map(|run| varint_len(run.0) + varint_len(run.1 - run.0)).sum();
         let next = varint_len(offset.saturating_sub(self.read_to.0).saturating_add(1));
-        self.cost + next + (self.entries.len() + 2) / 2 + inherited
+        self.cost + next + (self.entries.len() + 2) / 2 + self.inherited.cost(self.read_to.0)
     }
 
     /// Takes up a message that was read. Messages come in ascending order of offset.
     ///
     /// # Errors
-    /// `Refused` when `offset` is tracked already, finished already, or below what was read.
+    /// `Refused` when `offset` is tracked already, finished already, below what was read, or one that has no next.
     pub fn track(&mut self, offset: u64) -> Result<Tracked, Refused> {
-        if offset < self.read_to.0 {
+        if offset < self.read_to.0 || offset == u64::MAX {
             return Err(Refused { offset });
         }
         let cost = varint_len(offset - self.read_to.0 + 1) as u8;
-        let finished = self.inherited.contains(offset);
+        let finished = self.inherited.pass(offset);
         self.read_to = NextOffset::after(offset);
-        self.inherited.forget_below(self.read_to.0);
         self.entries.push_back(Entry { offset, cost, finished });
         self.cost += usize::from(cost);
         if finished {
@@ -209,7 +250,7 @@ impl Ledger {
         if let Some((start, end)) = run {
             finished.push(start, end);
         }
-        for &(start, end) in self.inherited.runs() {
+        for (start, end) in self.inherited.runs() {
             finished.push(start, end);
         }
         Position { watermark: self.watermark(), finished }

@@ -96,7 +96,79 @@ fn the_default_span_fits_the_default_position_however_it_finishes() {
         ledger.finish(offset);
     }
     let text = ledger.position().encode(LogMark(u128::MAX), Epoch(u64::MAX));
-    assert!(text.len() <= limits.max_position_len, "{}", text.len());
+    assert!(text.len() <= LEAST_POSITION_LEN, "{}", text.len());
+}
+
+/// Reads as far as there is room, `gap` from offset to offset, and finishes every second message behind a head that is stuck.
+fn read_behind_a_stuck_head(base: u64, gap: u64, limits: LedgerLimits) -> (Ledger, Vec<u64>) {
+    let mut ledger = Ledger::new(&Position::at(NextOffset(base)), limits);
+    let mut offsets = Vec::new();
+    let mut at = base;
+    while ledger.has_room(at) {
+        ledger.track(at).expect("ascending");
+        offsets.push(at);
+        at += gap;
+    }
+    for offset in offsets.iter().skip(2).step_by(2) {
+        assert!(ledger.finish(*offset));
+    }
+    (ledger, offsets)
+}
+
+/// What former owners finished was charged by its absolute offset: a hand-over behind one slow key stopped its partition.
+#[test]
+fn p4_a_new_owner_has_room_for_all_that_the_former_one_had_read() {
+    for (base, gap) in
+        [(0u64, 16u64), (1 << 20, 16), (1 << 30, 16), (1 << 40, 16), (1 << 40, 3), (7, 100_000)]
+    {
+        let limits = LedgerLimits::default();
+        let (former, offsets) = read_behind_a_stuck_head(base, gap, limits);
+        let text = former.position().encode(LogMark(u128::MAX), Epoch(u64::MAX));
+        assert!(text.len() <= LEAST_POSITION_LEN, "{}", text.len());
+        let (position, _) = Position::decode(text.as_bytes(), LogMark(u128::MAX), None).expect("ours");
+        let mut next = Ledger::new(&position, limits);
+        for (read, offset) in offsets.iter().enumerate() {
+            assert!(next.has_room(*offset), "base {base}, gap {gap}: re-read {read} of {}", offsets.len());
+            next.track(*offset).expect("ascending");
+        }
+    }
+}
+
+#[test]
+fn p5_the_whole_span_fits_64_kib_of_text_with_gaps_too() {
+    for gap in [1, 2, 16, 127, 128, 4_096, 16_383] {
+        let limits = LedgerLimits::default().or_max_position_len(64 << 10);
+        let (ledger, offsets) = read_behind_a_stuck_head(1 << 40, gap, limits);
+        assert_eq!(offsets.len(), limits.max_span, "gap {gap}");
+        assert_eq!(ledger.full(u64::MAX - 1), Some(Full::Span));
+        let text = ledger.position().encode(LogMark(u128::MAX), Epoch(u64::MAX));
+        assert!(text.len() <= 64 << 10, "{}", text.len());
+    }
+}
+
+#[test]
+fn p8_it_says_whether_the_text_or_the_span_stops_the_intake() {
+    let (ledger, offsets) = read_behind_a_stuck_head(0, 100, LedgerLimits::default());
+    assert!((1_650..1_750).contains(&offsets.len()), "what the documentation says: {}", offsets.len());
+    assert_eq!(ledger.full(ledger.read_to().0 + 99), Some(Full::Text));
+    let (ledger, offsets) = read_behind_a_stuck_head(0, 16_000, LedgerLimits::default());
+    assert!((1_000..1_050).contains(&offsets.len()), "what the documentation says: {}", offsets.len());
+    assert_eq!(ledger.full(ledger.read_to().0 + 15_999), Some(Full::Text));
+}
+
+#[test]
+fn what_the_user_says_of_the_text_goes_before_what_the_backend_says() {
+    let limits = LedgerLimits::default().or_max_position_len(5_000);
+    assert_eq!(limits.max_position_len, Some(5_000));
+    let limits = LedgerLimits::default().with_max_position_len(300).or_max_position_len(5_000);
+    assert_eq!(limits.max_position_len, Some(300));
+}
+
+#[test]
+fn p9_the_last_offset_that_there_could_be_is_refused() {
+    let mut ledger = ledger(u64::MAX - 1);
+    assert_eq!(ledger.track(u64::MAX), Err(Refused { offset: u64::MAX }));
+    assert_eq!(ledger.track(u64::MAX - 1), Ok(Tracked::Deliver));
 }
 
 /// The same by brute force: everything that arrived, and what of it is finished.
@@ -124,10 +196,16 @@ enum Step {
     HandOver,
 }
 
+/// Dense logs with a jump now and then, and logs of which every read has a gap.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let dense = prop_oneof![4 => Just(0u64), 1 => 1u64..4, 1 => 1000u64..2_000_000];
+    prop_oneof![steps_with(dense), steps_with(1u64..40), steps_with(100u64..1 << 40)]
+}
+
+fn steps_with(gap: impl Strategy<Value = u64> + 'static) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        4 => prop_oneof![4 => Just(0u64), 1 => 1u64..4, 1 => 1000u64..2_000_000].prop_map(|gap| Step::Read { gap }),
-        4 => any::<prop::sample::Index>().prop_map(|i| Step::Finish { pick: i.index(64) }),
+        5 => gap.prop_map(|gap| Step::Read { gap }),
+        3 => any::<prop::sample::Index>().prop_map(|i| Step::Finish { pick: i.index(64) }),
         1 => Just(Step::HandOver),
     ];
     prop::collection::vec(step, 0..300)
@@ -135,15 +213,19 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     /// Whatever arrives and finishes in whatever order, over any number of owners: the watermark never passes an
-    /// unfinished message and never moves back, nothing finished is delivered again, the text never outgrows its limit.
+    /// unfinished message and never moves back, nothing finished is delivered again, the text never outgrows its limit, and
+    /// there is room for all that a former owner had read.
     #[test]
-    fn agrees_with_the_naive_model(steps in steps(), max_len in 140usize..400) {
+    fn agrees_with_the_naive_model(
+        steps in steps(), max_len in 110usize..300, base in prop_oneof![Just(0u64), Just(1 << 40)],
+    ) {
         let limits = LedgerLimits::default().with_max_position_len(max_len).with_max_span(64);
         let mut log: Vec<u64> = Vec::new();
-        let mut next = 0u64;
-        let mut ledger = Ledger::new(&Position::default(), limits);
+        let mut next = base;
+        let mut ledger = Ledger::new(&Position::at(NextOffset(base)), limits);
         let mut naive = Naive::default();
         let mut cursor = 0usize;
+        let mut read_before = 0usize;
         let mut open: Vec<u64> = Vec::new();
         let mut done: BTreeSet<u64> = BTreeSet::new();
         let mut floor = 0u64;
@@ -156,9 +238,14 @@ proptest! {
                     }
                     let offset = log[cursor];
                     if !ledger.has_room(offset) {
+                        prop_assert!(
+                            cursor >= read_before,
+                            "a former owner had read {offset}, this one has no room for it"
+                        );
                         continue;
                     }
                     cursor += 1;
+                    read_before = read_before.max(cursor);
                     match ledger.track(offset).expect("ascending") {
                         Tracked::Deliver => {
                             prop_assert!(!done.contains(&offset), "{offset} was finished and comes again");
@@ -189,6 +276,15 @@ proptest! {
                     cursor = log.partition_point(|offset| *offset < position.watermark.0);
                     open.clear();
                     ledger = Ledger::new(&position, limits);
+                    // The worst case: nothing else finishes meanwhile. What does is among the steps.
+                    let mut reader = ledger.clone();
+                    for offset in &log[cursor..read_before] {
+                        prop_assert!(
+                            reader.has_room(*offset),
+                            "a former owner had read {offset}, this one has no room for it"
+                        );
+                        reader.track(*offset).expect("ascending");
+                    }
                 }
             }
             let watermark = naive.watermark(ledger.read_to().0);

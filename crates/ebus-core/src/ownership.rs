@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use crate::{
-    Assigned, Epoch, Lease, Ledger, LedgerLimits, Owned, PartitionId, Position, Refused, Settlement, Slot,
-    Token, Tracked,
+    Assigned, Epoch, Full, Lease, Ledger, LedgerLimits, Owned, PartitionId, Position, Refused, Settlement,
+    Slot, Token, Tracked,
 };
 
 /// The partitions of one source.
@@ -105,6 +105,11 @@ impl Ownership {
     /// Whether the next message of this partition, at `offset`, may be read now. False when it is not owned.
     pub fn has_room(&self, owned: Owned, offset: u64) -> bool {
         self.current(owned).is_some_and(|current| current.ledger.has_room(offset))
+    }
+
+    /// Why the next message of this partition, at `offset`, may not be read now; `None` when it may, or when it is not owned.
+    pub fn full(&self, owned: Owned, offset: u64) -> Option<Full> {
+        self.current(owned)?.ledger.full(offset)
     }
 
     /// Takes up a message that was read: `Some` is the token to hand it on with, `None` that a former owner finished it.

@@ -90,11 +90,19 @@ impl Backend for KafkaBackend {
 
     async fn source(&self, options: SourceOptions) -> Result<Box<dyn Source>, Error> {
         let (topics, group, start) = (options.topics.clone(), options.group.clone(), options.start);
-        self.run("join", move |control| {
-            topics.iter().try_for_each(|topic| positions::commit_start(control, &group, topic, start))
-        })
-        .await?;
-        Ok(Box::new(KafkaSource::join(&self.inner.config, self.inner.control.clone(), options)?))
+        let undecided = self.run("join", move |control| {
+            let mut undecided = Vec::new();
+            for topic in topics {
+                if !positions::commit_start(control, &group, &topic, start)? {
+                    undecided.push(topic);
+                }
+            }
+            Ok(undecided)
+        });
+        let undecided = undecided.await?;
+        let mut source = KafkaSource::join(&self.inner.config, self.inner.control.clone(), options)?;
+        source.until_begun(undecided).await?;
+        Ok(Box::new(source))
     }
 
     async fn create_topic(&self, spec: &TopicSpec) -> Result<TopicInfo, Error> {

@@ -42,9 +42,18 @@ fn base(config: &KafkaConfig, wants: &[Route]) -> ClientConfig {
     client
 }
 
-/// What asks and creates: no group, no messages.
+/// What asks and creates: a member of no group, no messages.
 pub(crate) fn control(config: &KafkaConfig) -> ClientConfig {
     base(config, &[])
+}
+
+/// What asks for the positions of a group: its name, and never a member of it.
+pub(crate) fn asker(config: &KafkaConfig, group: &Group) -> ClientConfig {
+    let mut client = base(config, &[]);
+    consume(&mut client, group.as_str());
+    // A coordinator that has died is given up within a second.
+    client.set("coordinator.query.interval.ms", "1000");
+    client
 }
 
 /// What publishes.

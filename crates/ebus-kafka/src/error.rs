@@ -29,6 +29,11 @@ pub(crate) fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
         | C::NotEnoughReplicas
         | C::NotEnoughReplicasAfterAppend
         | C::KafkaStorageError
+        | C::UnknownLeaderEpoch
+        | C::FencedLeaderEpoch
+        | C::ReplicaNotAvailable
+        | C::OffsetNotAvailable
+        | C::EligibleLeadersNotAvailable
         | C::RebalanceInProgress => ErrorKind::Unavailable,
         C::UnknownTopic
         | C::UnknownTopicOrPartition
@@ -172,6 +177,7 @@ mod tests {
             (RDKafkaErrorCode::FencedInstanceId, ErrorKind::Fenced),
             (RDKafkaErrorCode::SaslAuthenticationFailed, ErrorKind::Denied),
             (RDKafkaErrorCode::QueueFull, ErrorKind::Overloaded),
+            (RDKafkaErrorCode::UnknownLeaderEpoch, ErrorKind::Unavailable),
             (RDKafkaErrorCode::Application, ErrorKind::Unexpected),
         ] {
             assert_eq!(from_code("test", code).kind(), kind, "{code:?}");

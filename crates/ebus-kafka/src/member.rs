@@ -24,6 +24,7 @@ use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
 use crate::error::{from_code, from_kafka};
 use crate::sys::commit::{Answer, Commits};
+use crate::sys::group::member_id;
 
 /// How long one turn waits for events: the most that a command waits.
 const TURN: Duration = Duration::from_millis(10);
@@ -37,8 +38,8 @@ pub(crate) type Place = (String, i32);
 /// What the member says.
 #[derive(Debug)]
 pub(crate) enum MemberEvent {
-    /// These are this member's now.
-    Assigned(Vec<Place>),
+    /// These are this member's now, under the id that the coordinator knows it by.
+    Assigned(Vec<Place>, Option<String>),
     /// These are to be given up, all by one [`Command::Unassign`].
     Revoking(Vec<Place>),
     /// These are gone without notice.
@@ -59,7 +60,8 @@ pub(crate) type Commit = (Place, u64, String);
 /// What the member is told.
 pub(crate) enum Command {
     Subscribe(Vec<Topic>),
-    Commit(Vec<Commit>),
+    /// With how many losses the source had heard of: what it commits before it hears of one is not its own any more.
+    Commit(Vec<Commit>, u64),
     Unassign(Vec<Place>),
     /// Membership is over, whatever librdkafka still believes: leave and join again, so that everything is assigned anew.
     Rejoin,
@@ -71,6 +73,8 @@ pub(crate) enum Command {
 pub(crate) struct Member {
     commands: Sender<Command>,
     pub(crate) events: mpsc::UnboundedReceiver<MemberEvent>,
+    /// How many [`MemberEvent::Lost`] and [`MemberEvent::LostAll`] the source has taken in.
+    pub(crate) losses: u64,
     pulse: Arc<Pulse>,
 }
 
@@ -97,16 +101,20 @@ impl Member {
         let (events_in, events) = mpsc::unbounded_channel();
         let (commands, commands_out) = channel();
         let pulse = Arc::new(Pulse { origin: Instant::now(), last_ms: AtomicU64::new(0) });
-        let context =
-            MemberContext { log: Log::default(), events: events_in.clone(), leaving: AtomicBool::new(false) };
+        let context = MemberContext {
+            log: Log::default(),
+            events: events_in.clone(),
+            leaving: AtomicBool::new(false),
+            losses: AtomicU64::new(0),
+        };
         let handle = clients::consumer(&clients::member(config, group), context, "join")?;
         let commits =
             Commits::of(&handle).ok_or_else(|| from_code("join", RDKafkaErrorCode::InvalidArgument))?;
         let turn = Turn {
             commits,
             handle,
-            events: events_in,
             pulse: pulse.clone(),
+            is_static: config.instance_id.is_some(),
             max_idle: config.max_poll_interval,
             topics: Vec::new(),
             idle: false,
@@ -120,12 +128,17 @@ impl Member {
                     .with_operation("join")
                     .with_source(error)
             })?;
-        Ok(Self { commands, events, pulse })
+        Ok(Self { commands, events, losses: 0, pulse })
     }
 
     /// `recv` is being called.
     pub(crate) fn beat(&self) {
         self.pulse.beat();
+    }
+
+    /// Sends a commit; answered by [`MemberEvent::Committed`]. False when the thread has ended.
+    pub(crate) fn commit(&self, commits: Vec<Commit>) -> bool {
+        self.tell(Command::Commit(commits, self.losses))
     }
 
     /// False when the thread has ended.
@@ -139,8 +152,8 @@ struct Turn {
     /// Dropped before the handle.
     commits: Commits,
     handle: BaseConsumer<MemberContext>,
-    events: mpsc::UnboundedSender<MemberEvent>,
     pulse: Arc<Pulse>,
+    is_static: bool,
     max_idle: Duration,
     topics: Vec<Topic>,
     idle: bool,
@@ -177,7 +190,10 @@ impl Turn {
 
     fn leave(self) {
         // What is held in a revocation must be let go, or the handle never closes.
-        self.give_up();
+        self.let_go();
+        if !self.is_static {
+            self.handle.unsubscribe();
+        }
         // Dropping it serves the last revocation, leaves the group and blocks for about 100 ms: hence here.
         drop(self.commits);
         drop(self.handle);
@@ -191,11 +207,16 @@ impl Turn {
                     self.subscribe();
                 }
             }
-            Command::Commit(commits) => {
+            Command::Commit(commits, losses) => {
                 let code =
                     |error: KafkaError| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                let sent =
-                    list(&commits).map_err(code).and_then(|list| self.commits.send(&self.handle, &list));
+                // The broker looks at the member, not at whose the partitions are: after a loss this one may be a member
+                // again, and would write over what the owners of today have committed.
+                let sent = if losses == self.handle.context().losses.load(Ordering::Acquire) {
+                    list(&commits).map_err(code).and_then(|list| self.commits.send(&self.handle, &list))
+                } else {
+                    Err(RDKafkaErrorCode::AssignmentLost)
+                };
                 if let Err(code) = sent {
                     self.say(MemberEvent::Committed(Err(code)));
                 }
@@ -230,7 +251,10 @@ impl Turn {
         if rests && !self.idle {
             self.idle = true;
             self.rejoin_at = None;
-            self.say(MemberEvent::LostAll(Error::new(
+            if let Ok(held) = self.handle.assignment() {
+                self.say(MemberEvent::Lost(places(&held)));
+            }
+            self.say(MemberEvent::Trouble(Error::new(
                 ErrorKind::Fenced,
                 format!(
                     "recv was not called for {:?}; membership was given up, and is taken up again now",
@@ -248,11 +272,15 @@ impl Turn {
 
     /// Leaves the group; what is revoked by it is unassigned inside the callback.
     fn give_up(&self) {
+        self.let_go();
+        self.handle.unsubscribe();
+    }
+
+    fn let_go(&self) {
         self.handle.context().leaving.store(true, Ordering::Release);
         if let Ok(held) = self.handle.assignment() {
             unassign(&self.handle, &held);
         }
-        self.handle.unsubscribe();
     }
 
     fn join_again(&mut self) {
@@ -284,8 +312,7 @@ impl Turn {
     }
 
     fn say(&self, event: MemberEvent) {
-        // A source that is gone hears nothing.
-        let _ = self.events.send(event);
+        self.handle.context().say(event);
     }
 }
 
@@ -331,6 +358,18 @@ struct MemberContext {
     events: mpsc::UnboundedSender<MemberEvent>,
     /// The group is being left: what is revoked is unassigned at once.
     leaving: AtomicBool,
+    /// How many losses were said.
+    losses: AtomicU64,
+}
+
+impl MemberContext {
+    fn say(&self, event: MemberEvent) {
+        if matches!(event, MemberEvent::Lost(_) | MemberEvent::LostAll(_)) {
+            self.losses.fetch_add(1, Ordering::AcqRel);
+        }
+        // A source that is gone hears nothing.
+        let _ = self.events.send(event);
+    }
 }
 
 impl ClientContext for MemberContext {
@@ -360,16 +399,12 @@ impl ConsumerContext for MemberContext {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let assigned = handle.incremental_assign(list).and_then(|()| handle.pause(list));
                 if let Err(error) = assigned {
-                    let _ = self.events.send(MemberEvent::Trouble(from_kafka("assign", error)));
+                    self.say(MemberEvent::Trouble(from_kafka("assign", error)));
                 }
-                MemberEvent::Assigned(places(list))
+                MemberEvent::Assigned(places(list), member_id(handle.client()))
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
-                if self.leaving.load(Ordering::Acquire) {
-                    unassign(handle, list);
-                    return;
-                }
-                if handle.assignment_lost() {
+                if self.leaving.load(Ordering::Acquire) || handle.assignment_lost() {
                     unassign(handle, list);
                     MemberEvent::Lost(places(list))
                 } else {
@@ -381,7 +416,6 @@ impl ConsumerContext for MemberContext {
                 MemberEvent::Trouble(from_code("rebalance", other.into()))
             }
         };
-        // A source that is gone hears nothing.
-        let _ = self.events.send(event);
+        self.say(event);
     }
 }

@@ -11,7 +11,7 @@ use ebus_core::{
     PositionError, StartPosition, Topic,
 };
 
-use crate::sys::admin::{self, GroupOffset, NewOffset};
+use crate::sys::committed::{GroupOffset, NewOffset};
 use crate::topics::{Control, not_found};
 
 /// Where one partition is taken over.
@@ -24,46 +24,107 @@ pub(crate) struct TakeOver {
     pub(crate) mark: LogMark,
     /// What was wrong with what the group had committed.
     pub(crate) trouble: Option<Error>,
+    /// Where the other partitions of the topic begin, to be committed together with the claim of this one.
+    pub(crate) starts: Vec<(PartitionId, u64, String)>,
 }
 
-/// Looks up where these partitions are to be taken over; blocks. `start` is for topics that the group has never read.
+/// How a topic begins that the group has never read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Begin {
+    pub(crate) start: StartPosition,
+    /// Nobody else decides it: each partition begins by itself.
+    pub(crate) alone: bool,
+}
+
+/// What a look-up came to.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) taken: Vec<TakeOver>,
+    /// Where these begin is decided by the member that owns the first partition of the topic, and is not committed yet.
+    pub(crate) undecided: Vec<PartitionId>,
+}
+
+/// Looks up where these partitions are to be taken over; blocks.
+///
+/// Where a topic begins that the group has never read is decided once, for all partitions, by whoever owns the first of them,
+/// and committed in one request with that member's claims. Otherwise the second member would find the topic known by the
+/// first one's claim, and take its own partitions for ones that were added later; or both would decide, at different times.
 pub(crate) fn take_over(
     control: &Control,
     group: &Group,
     partitions: &[PartitionId],
-    start: StartPosition,
-) -> Result<Vec<TakeOver>, Error> {
+    begin: Begin,
+) -> Result<Found, Error> {
     let mut topics: Vec<&Topic> = partitions.iter().map(|id| &id.topic).collect();
     topics.sort_unstable();
     topics.dedup();
-    let mut out = Vec::with_capacity(partitions.len());
+    let mut out = Found::default();
     for topic in topics {
-        let described = control.existing(topic)?;
-        let mark = LogMark(described.id);
-        let committed = group_offsets(control, group, topic, described.partitions)?;
-        let known = committed.values().any(|found| found.offset.is_some());
-        let begin = if known { StartPosition::Earliest } else { start };
-        for id in partitions.iter().filter(|id| id.topic == *topic) {
-            let range = control.range(topic, id.partition)?;
-            let found = committed.get(&id.partition).and_then(|found| Some((found.offset?, found)));
-            let taken = match found {
-                Some((offset, found)) => resume(id.clone(), mark, offset, &found.metadata, range),
-                None => {
-                    let at = begin_at(control, topic, described.partitions, begin)?;
-                    let at = at.get(id.partition as usize).copied().unwrap_or(range.earliest);
-                    TakeOver {
-                        partition: id.clone(),
-                        position: Position::at(NextOffset(at)),
-                        epoch: Epoch(0),
-                        mark,
-                        trouble: None,
-                    }
-                }
-            };
-            out.push(taken);
-        }
+        let wanted = partitions.iter().filter(|id| id.topic == *topic);
+        take_over_topic(control, group, topic, wanted, begin, &mut out)?;
     }
     Ok(out)
+}
+
+fn take_over_topic<'a>(
+    control: &Control,
+    group: &Group,
+    topic: &Topic,
+    wanted: impl Iterator<Item = &'a PartitionId> + Clone,
+    begin: Begin,
+    out: &mut Found,
+) -> Result<(), Error> {
+    let described = control.existing(topic)?;
+    let mark = LogMark(described.id);
+    let committed = group_offsets(control, group, topic, described.partitions)?;
+    let known = committed.values().any(|found| found.offset.is_some());
+    let decides = wanted.clone().any(|id| id.partition == 0);
+    if !known && !decides && !begin.alone && begin.start != StartPosition::Earliest {
+        out.undecided.extend(wanted.cloned());
+        return Ok(());
+    }
+    // What was added to a known topic is read from its beginning.
+    let start = if known { StartPosition::Earliest } else { begin.start };
+    // One request each for the whole topic, and none that is not needed.
+    let mut begins = None;
+    let ranges = control.ranges(topic, described.partitions)?;
+    let mut taken = Vec::new();
+    for id in wanted.clone() {
+        let Some(range) = ranges.get(id.partition as usize).copied() else {
+            return Err(not_found(topic).with_context("partition", id.partition));
+        };
+        let found = committed.get(&id.partition).and_then(|found| Some((found.offset?, found)));
+        taken.push(match found {
+            Some((offset, found)) => resume(id.clone(), mark, offset, &found.metadata, range),
+            None => {
+                if begins.is_none() {
+                    begins = Some(begin_at(control, topic, &ranges, start)?);
+                }
+                let at = begins.iter().flatten().nth(id.partition as usize).copied();
+                TakeOver {
+                    partition: id.clone(),
+                    position: Position::at(NextOffset(at.unwrap_or(range.earliest))),
+                    epoch: Epoch(0),
+                    mark,
+                    trouble: None,
+                    starts: Vec::new(),
+                }
+            }
+        });
+    }
+    if !known
+        && start != StartPosition::Earliest
+        && let Some(first) = taken.iter_mut().find(|one| one.partition.partition == 0)
+    {
+        first.starts = (0..)
+            .zip(begins.iter().flatten())
+            .map(|(partition, at)| (PartitionId::new(topic.clone(), partition), *at))
+            .filter(|(id, _)| !wanted.clone().any(|mine| mine == id))
+            .map(|(id, at)| (id, at, Position::at(NextOffset(at)).encode(mark, Epoch(0))))
+            .collect();
+    }
+    out.taken.extend(taken);
+    Ok(())
 }
 
 /// Goes on where the group has committed, as far as that is there.
@@ -106,7 +167,7 @@ fn resume(id: PartitionId, mark: LogMark, offset: i64, metadata: &[u8], range: P
             position.finished.forget_below(range.earliest);
         }
     }
-    TakeOver { partition: id, position, epoch, mark, trouble }
+    TakeOver { partition: id, position, epoch, mark, trouble, starts: Vec::new() }
 }
 
 fn ignored(id: &PartitionId, error: PositionError) -> Error {
@@ -122,47 +183,44 @@ fn group_offsets(
     topic: &Topic,
     partitions: u32,
 ) -> Result<HashMap<u32, GroupOffset>, Error> {
-    let all: Vec<(&str, u32)> = (0..partitions).map(|partition| (topic.as_str(), partition)).collect();
-    let found =
-        match admin::group_offsets(control.client(), group.as_str(), all.into_iter(), control.timeout()) {
-            Ok(found) => found,
-            // A group that never was has no offsets.
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
+    let found = match control.group_offsets(group, topic, partitions) {
+        Ok(found) => found,
+        // A group that never was has no offsets.
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
     Ok(found.into_iter().filter_map(|found| Some((u32::try_from(found.partition).ok()?, found))).collect())
 }
 
 fn begin_at(
     control: &Control,
     topic: &Topic,
-    partitions: u32,
+    ranges: &[PartitionInfo],
     start: StartPosition,
 ) -> Result<Vec<u64>, Error> {
+    let partitions = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
     match start {
         StartPosition::Time(time) => control.at_time(topic, partitions, time.as_millis()),
-        StartPosition::Latest => (0..partitions)
-            .map(|partition| control.range(topic, partition).map(|range| range.end.0))
-            .collect(),
-        _ => (0..partitions)
-            .map(|partition| control.range(topic, partition).map(|range| range.earliest))
-            .collect(),
+        StartPosition::Latest => Ok(ranges.iter().map(|range| range.end.0).collect()),
+        _ => Ok(ranges.iter().map(|range| range.earliest).collect()),
     }
 }
 
-/// Commits where a group begins that has never read this topic; blocks. Does nothing when it has.
+/// Commits where a group begins that has never read this topic; blocks. False when that is up to the group's members.
+///
+/// The ends are read before the offsets: whoever commits a start after that commits one that is not below what is written
+/// here, so that of two members that begin at once neither takes a message from the other.
 pub(crate) fn commit_start(
     control: &Control,
     group: &Group,
     topic: &Topic,
     start: StartPosition,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let described = control.ensure(topic)?;
-    let committed = group_offsets(control, group, topic, described.partitions)?;
-    if committed.values().any(|found| found.offset.is_some()) {
-        return Ok(());
+    let begin = begin_at(control, topic, &control.ranges(topic, described.partitions)?, start)?;
+    if is_known(control, group, topic, described.partitions)? {
+        return Ok(true);
     }
-    let begin = begin_at(control, topic, described.partitions, start)?;
     let offsets: Vec<NewOffset<'_>> = begin
         .iter()
         .zip(0..)
@@ -173,15 +231,30 @@ pub(crate) fn commit_start(
             metadata: Position::at(NextOffset(*offset)).encode(LogMark(described.id), Epoch(0)),
         })
         .collect();
-    match admin::alter_group_offsets(control.client(), group.as_str(), &offsets, control.timeout()) {
-        Ok(()) => Ok(()),
-        // Another member was quicker: the group is alive, and begins where that one says.
+    match control.commit_for(group, &offsets) {
+        Ok(()) => Ok(true),
+        // The group has members already: they decide where the topic begins, or this one will when it is one of them.
         Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Unexpected) => {
             tracing::debug!(%group, %topic, error = %error.chain(), "the group has members already");
-            Ok(())
+            Ok(start == StartPosition::Earliest)
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether it is decided where the group begins in these topics; blocks.
+pub(crate) fn are_known(control: &Control, group: &Group, topics: &[Topic]) -> Result<bool, Error> {
+    for topic in topics {
+        if !is_known(control, group, topic, control.existing(topic)?.partitions)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_known(control: &Control, group: &Group, topic: &Topic, partitions: u32) -> Result<bool, Error> {
+    let committed = group_offsets(control, group, topic, partitions)?;
+    Ok(committed.values().any(|found| found.offset.is_some()))
 }
 
 /// What a group has committed for every partition of a topic; blocks.

@@ -1,10 +1,12 @@
 //! The handle that asks and creates: topics, their ids and ends. Never by the way: a topic is created by an explicit call or
 //! by the policy (G8), and the broker's auto-creation is off.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebus_core::{Error, ErrorKind, NextOffset, PartitionInfo, Topic, TopicInfo, TopicSpec};
+use ebus_core::{Error, ErrorKind, Group, LogMark, NextOffset, PartitionInfo, Topic, TopicInfo, TopicSpec};
+use parking_lot::Mutex;
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -12,6 +14,8 @@ use crate::clients::{self, FRAMING, Log};
 use crate::config::{KafkaConfig, TopicPolicy};
 use crate::error::{from_kafka, invalid};
 use crate::sys::admin::{self, Described};
+use crate::sys::committed::{GroupOffset, NewOffset, commit, committed};
+use crate::sys::ends::{End, ends};
 
 /// How often a topic that was just created is looked up until each partition has a leader.
 const SETTLING: Duration = Duration::from_millis(20);
@@ -21,16 +25,67 @@ const SETTLING: Duration = Duration::from_millis(20);
 pub(crate) struct Control {
     handle: Arc<BaseConsumer<Log>>,
     config: Arc<KafkaConfig>,
+    askers: Arc<Mutex<Vec<Asker>>>,
 }
+
+/// A handle that asks for the positions of a group.
+#[derive(Clone)]
+struct Asker {
+    group: Group,
+    handle: Arc<BaseConsumer<Log>>,
+}
+
+/// How many of them are kept, for the groups that were asked for last. Each is two threads and some connections.
+const ASKERS: usize = 4;
 
 impl Control {
     pub(crate) fn new(config: Arc<KafkaConfig>) -> Result<Self, Error> {
         let handle = clients::consumer(&clients::control(&config), Log::default(), "connect")?;
-        Ok(Self { handle: Arc::new(handle), config })
+        Ok(Self { handle: Arc::new(handle), config, askers: Arc::default() })
     }
 
     pub(crate) fn client(&self) -> &Client<Log> {
         self.handle.client()
+    }
+
+    /// What a group has committed for a topic of so many partitions; blocks.
+    pub(crate) fn group_offsets(
+        &self,
+        group: &Group,
+        topic: &Topic,
+        partitions: u32,
+    ) -> Result<Vec<GroupOffset>, Error> {
+        let asker = self.asker(group)?;
+        while asker.poll(Duration::ZERO).is_some() {}
+        committed(&asker, topic.as_str(), partitions, self.timeout())
+    }
+
+    /// Commits offsets for a group without members; blocks. A group with members refuses: `Fenced` or `Unexpected`.
+    pub(crate) fn commit_for(&self, group: &Group, offsets: &[NewOffset<'_>]) -> Result<(), Error> {
+        let asker = self.asker(group)?;
+        while asker.poll(Duration::ZERO).is_some() {}
+        commit(&asker, offsets, self.timeout())
+    }
+
+    fn asker(&self, group: &Group) -> Result<Arc<BaseConsumer<Log>>, Error> {
+        let mut askers = self.askers.lock();
+        let found = askers.iter().position(|asker| asker.group == *group);
+        let asker = match found {
+            Some(index) => askers.remove(index),
+            None => {
+                let config = clients::asker(&self.config, group);
+                let handle = clients::consumer(&config, Log::default(), "read committed positions")?;
+                Asker { group: group.clone(), handle: Arc::new(handle) }
+            }
+        };
+        let handle = asker.handle.clone();
+        askers.insert(0, asker);
+        let kept = askers.len().min(ASKERS);
+        let unused = askers.split_off(kept);
+        drop(askers);
+        // Not under the lock: the end of a handle takes a while.
+        drop(unused);
+        Ok(handle)
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -97,6 +152,14 @@ impl Control {
         Ok(found.pop().flatten().filter(|described| described.partitions > 0))
     }
 
+    /// Which logs the topics are that exist.
+    pub(crate) fn marks(&self, topics: &[Topic]) -> Result<HashMap<Topic, LogMark>, Error> {
+        let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
+        let found = admin::describe_topics(self.client(), &names, self.timeout())?;
+        let marks = topics.iter().zip(found);
+        Ok(marks.filter_map(|(topic, found)| Some((topic.clone(), LogMark(found?.id)))).collect())
+    }
+
     /// Looks a topic up that must exist.
     pub(crate) fn existing(&self, topic: &Topic) -> Result<Described, Error> {
         self.describe(topic)?.ok_or_else(|| not_found(topic))
@@ -160,9 +223,35 @@ impl Control {
 
     /// Where its partitions begin and end.
     pub(crate) fn info(&self, topic: &Topic, partitions: u32) -> Result<TopicInfo, Error> {
-        let infos =
-            (0..partitions).map(|partition| self.range(topic, partition)).collect::<Result<_, _>>()?;
-        Ok(TopicInfo::new(topic.clone(), infos))
+        Ok(TopicInfo::new(topic.clone(), self.ranges(topic, partitions)?))
+    }
+
+    /// Where each partition of a topic that was seen begins and ends.
+    pub(crate) fn ranges(&self, topic: &Topic, partitions: u32) -> Result<Vec<PartitionInfo>, Error> {
+        let end = Instant::now() + self.timeout();
+        loop {
+            let ask = |side: End| {
+                let left = end.saturating_duration_since(Instant::now()).max(SETTLING);
+                ends(self.client(), topic.as_str(), partitions, side, left)
+            };
+            let both = ask(End::First).and_then(|first| Ok((first, ask(End::Next)?)));
+            match both {
+                Ok((first, next)) => {
+                    let ranges = first.into_iter().zip(next);
+                    return Ok(ranges
+                        .map(|(earliest, end)| PartitionInfo { earliest, end: NextOffset(end) })
+                        .collect());
+                }
+                // What is new is not known to every broker at once: neither a topic, nor who leads a partition.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound)
+                        && Instant::now() < end =>
+                {
+                    std::thread::sleep(SETTLING);
+                }
+                Err(error) => return Err(error.with_context("topic", topic)),
+            }
+        }
     }
 
     /// Where a partition begins and ends.

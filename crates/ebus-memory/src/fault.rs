@@ -26,8 +26,12 @@ pub struct Faults {
 pub enum Fault {
     /// [`Faults::revoke`].
     Revoke(Group, PartitionId),
+    /// [`Faults::revoke_to`].
+    RevokeTo(Group, PartitionId, MemberId),
     /// [`Faults::lose`].
     Lose(Group, PartitionId),
+    /// [`Faults::lose_to`].
+    LoseTo(Group, PartitionId, MemberId),
     /// [`Faults::crash`].
     Crash(Group, MemberId),
     /// [`Faults::commits_fail`].
@@ -38,6 +42,10 @@ pub enum Fault {
     StoreTwice(Topic, u32),
     /// [`Faults::delay_receipts`].
     DelayReceipts(Topic, Duration),
+    /// [`Faults::skip_offsets`].
+    SkipOffsets(PartitionId, u64),
+    /// [`Faults::trim`].
+    Trim(PartitionId, u64),
 }
 
 impl Faults {
@@ -181,12 +189,16 @@ impl Faults {
     pub fn apply(&self, fault: &Fault) -> Result<(), Error> {
         match fault {
             Fault::Revoke(group, partition) => self.revoke(group, partition),
+            Fault::RevokeTo(group, partition, to) => self.revoke_to(group, partition, *to),
             Fault::Lose(group, partition) => self.lose(group, partition),
+            Fault::LoseTo(group, partition, to) => self.lose_to(group, partition, *to),
             Fault::Crash(group, member) => self.crash(group, *member),
             Fault::CommitsFail(group, fail) => self.commits_fail(group, *fail),
             Fault::Unavailable(topic, unavailable) => self.unavailable(topic, *unavailable),
             Fault::StoreTwice(topic, messages) => self.store_twice(topic, *messages),
             Fault::DelayReceipts(topic, by) => self.delay_receipts(topic, *by),
+            Fault::SkipOffsets(partition, offsets) => self.skip_offsets(partition, *offsets),
+            Fault::Trim(partition, below) => self.trim(partition, *below),
         }
     }
 
@@ -220,12 +232,13 @@ fn not_found(what: &'static str, name: impl std::fmt::Display) -> Error {
 
 /// Faults drawn from a seed: the same seed on the same groups and topics draws the same faults.
 ///
-/// It draws only such faults as break no promise, and takes back what it began: `CommitsFail` and `Unavailable` are
-/// ended by the next draw that meets the same group or topic.
+/// It draws only such faults as break no promise: what it trims is what every group has committed. It takes back what it
+/// began: `CommitsFail` and `Unavailable` are ended by the next draw that meets the same group or topic.
 #[derive(Debug, Clone)]
 pub struct Chaos {
     faults: Faults,
     random: u64,
+    commits_may_fail: bool,
     failing: Option<Group>,
     unavailable: Option<Topic>,
 }
@@ -233,25 +246,20 @@ pub struct Chaos {
 impl Chaos {
     /// From `seed`.
     pub fn new(faults: Faults, seed: u64) -> Self {
-        Self { faults, random: seed, failing: None, unavailable: None }
+        Self { faults, random: seed, commits_may_fail: true, failing: None, unavailable: None }
+    }
+
+    /// Draws no `CommitsFail`: then a crash repeats no more than a commit interval (G6).
+    #[must_use]
+    pub fn without_failing_commits(mut self) -> Self {
+        self.commits_may_fail = false;
+        self
     }
 
     /// Draws a fault for this group, or for this topic that somebody publishes to, and does it. `None` when what it drew
     /// met nothing, such as a partition that nobody owns at the moment.
     pub fn step(&mut self, group: &Group, topic: &Topic) -> Option<Fault> {
-        let owners = self.faults.owners(group);
-        let members = self.faults.members(group);
-        let partition = |random| pick(&owners, random).map(|owned: &(PartitionId, MemberId)| owned.0.clone());
-        let (kind, random) = (self.draw() % 8, self.draw());
-        let fault = match kind {
-            0 | 1 => Fault::Revoke(group.clone(), partition(random)?),
-            2 => Fault::Lose(group.clone(), partition(random)?),
-            3 if members.len() > 1 => Fault::Crash(group.clone(), *pick(&members, random)?),
-            3 | 4 => Fault::CommitsFail(group.clone(), self.failing.as_ref() != Some(group)),
-            5 => Fault::Unavailable(topic.clone(), self.unavailable.as_ref() != Some(topic)),
-            6 => Fault::StoreTwice(topic.clone(), (random % 4) as u32),
-            _ => Fault::DelayReceipts(topic.clone(), Duration::from_millis(random % 4)),
-        };
+        let fault = self.draw_fault(group, topic)?;
         self.faults.apply(&fault).ok()?;
         match &fault {
             Fault::CommitsFail(group, fail) => self.failing = fail.then(|| group.clone()),
@@ -260,6 +268,31 @@ impl Chaos {
         }
         tracing::debug!(?fault, "injected");
         Some(fault)
+    }
+
+    fn draw_fault(&mut self, group: &Group, topic: &Topic) -> Option<Fault> {
+        let (kind, random, other) = (self.draw() % 13, self.draw(), self.draw());
+        let owned = || {
+            let owners = self.faults.owners(group);
+            pick(&owners, random).map(|owned: &(PartitionId, MemberId)| owned.0.clone())
+        };
+        let member = || pick(&self.faults.members(group), other).copied();
+        let log = || pick(&self.faults.broker.topic(topic)?.partitions, random).cloned();
+        Some(match kind {
+            0 | 1 => Fault::Revoke(group.clone(), owned()?),
+            2 | 3 => Fault::RevokeTo(group.clone(), owned()?, member()?),
+            4 => Fault::Lose(group.clone(), owned()?),
+            5 => Fault::LoseTo(group.clone(), owned()?, member()?),
+            6 if self.faults.members(group).len() > 1 => Fault::Crash(group.clone(), member()?),
+            6 | 7 if self.commits_may_fail => {
+                Fault::CommitsFail(group.clone(), self.failing.as_ref() != Some(group))
+            }
+            8 => Fault::StoreTwice(topic.clone(), 1 + (random % 4) as u32),
+            9 => Fault::DelayReceipts(topic.clone(), Duration::from_millis(random % 4)),
+            10 => Fault::SkipOffsets(log()?.id.clone(), if other % 4 == 0 { 1_000_000 } else { other % 9 }),
+            11 => log().and_then(|log| Some(Fault::Trim(log.id.clone(), log.kept_by_all()?)))?,
+            _ => Fault::Unavailable(topic.clone(), self.unavailable.as_ref() != Some(topic)),
+        })
     }
 
     /// Ends what still goes on.

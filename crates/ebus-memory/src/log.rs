@@ -254,6 +254,11 @@ impl Log {
         (state.trimmed_to, state.next_offset)
     }
 
+    /// For fault injection: all below it is committed by every group that reads the log. `None` when no group does.
+    pub(crate) fn kept_by_all(&self) -> Option<u64> {
+        self.state.lock().groups.values().min().copied()
+    }
+
     /// Takes what waits of a connection back, because it closes; how many.
     pub(crate) fn give_up(&self, connection: &Arc<Connection>) -> usize {
         let mut after = Aftermath::default();

@@ -19,6 +19,9 @@ use crate::group::GroupState;
 use crate::member::{Mail, Member, later};
 use crate::reading::Readings;
 
+/// The longest position text where the user names none: room for the default span with gaps between offsets too.
+const MAX_POSITION_LEN: usize = 64 << 10;
+
 /// One member of a group.
 ///
 /// Dropped without [`close`](Source::close) it is as good as killed: its partitions go to the others without a last commit.
@@ -70,7 +73,7 @@ impl MemorySource {
             group.clone()
         });
         Ok(Self {
-            ownership: Ownership::new(options.limits),
+            ownership: Ownership::new(options.limits.or_max_position_len(MAX_POSITION_LEN)),
             broker,
             options,
             group,
@@ -293,12 +296,6 @@ impl MemorySource {
         out.len() - before
     }
 
-    fn crashed(&self, operation: &'static str) -> Error {
-        Error::new(ErrorKind::Unavailable, "this member was crashed by fault injection; join anew")
-            .with_operation(operation)
-            .with_context("group", &self.options.group)
-    }
-
     fn taken_away(&self) -> Error {
         Error::new(
             ErrorKind::Fenced,
@@ -338,7 +335,12 @@ impl Source for MemorySource {
         loop {
             self.work(Instant::now());
             if self.phase == Phase::Crashed {
-                return Err(self.crashed("recv"));
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "this member was crashed by fault injection; join anew",
+                )
+                .with_operation("recv")
+                .with_context("group", &self.options.group));
             }
             let appended = self.append(room, out);
             if appended > 0 || self.phase == Phase::Ended {
@@ -386,16 +388,16 @@ impl Source for MemorySource {
         let deadline = later(Instant::now(), within);
         let mut result = Ok(());
         loop {
-            let open: Vec<_> = self.uncommitted().collect();
+            let held: Vec<_> = self.readings.iter().map(|reading| reading.owned).collect();
             self.open_mail();
-            // Nobody reads what the mail says any more: what was taken away now is told here.
-            if open.iter().any(|owned| !self.ownership.is_current(*owned)) {
+            // Nobody reads what the mail says any more: what was taken away is told here.
+            if held.iter().any(|owned| !self.ownership.is_current(*owned)) {
                 result = Err(self.taken_away());
             }
             match self.phase {
                 Phase::Live => {}
                 Phase::Ended => return Ok(()),
-                Phase::Crashed => return Err(self.crashed("close")),
+                Phase::Crashed => return Err(self.taken_away()),
             }
             let Some(error) = self.commit_all() else {
                 if self.uncommitted().next().is_some() {

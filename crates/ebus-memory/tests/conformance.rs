@@ -1,12 +1,12 @@
 //! The conformance suite on the in-process broker.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ebus_core::{Backend, Error, Topic};
-use ebus_memory::{MemoryBroker, MemoryConfig};
-use ebus_testkit::conformance::{self, Harness, Setup, TopicPolicy};
+use ebus_core::{Backend, Error, ErrorKind, Group, NextOffset, PartitionId, Topic};
+use ebus_memory::{MemberId, MemoryBroker, MemoryConfig};
+use ebus_testkit::conformance::{self, Faults, Harness, LogFaults, OwnBroker, Setup, TopicPolicy};
 
 struct Memory(MemoryBroker);
 
@@ -26,6 +26,22 @@ impl Harness for Memory {
         Ok(Some(Arc::new(broker.connect())))
     }
 
+    fn faults(&self) -> Option<Arc<dyn Faults>> {
+        Some(Arc::new(MemoryFaults(self.0.faults())))
+    }
+
+    fn log_faults(&self) -> Option<Arc<dyn LogFaults>> {
+        Some(Arc::new(MemoryFaults(self.0.faults())))
+    }
+
+    async fn own_broker(&self, nodes: usize) -> Result<Option<Arc<dyn OwnBroker>>, Error> {
+        if nodes > 1 {
+            return Ok(None);
+        }
+        let broker = MemoryBroker::new(MemoryConfig::default())?;
+        Ok(Some(Arc::new(OneBroker { broker, topics: Mutex::default() })))
+    }
+
     /// Publishes fail, then are stored twice, then their receipts come late.
     async fn disturb(&self, topic: &Topic) -> bool {
         let faults = self.0.faults();
@@ -41,6 +57,126 @@ impl Harness for Memory {
         };
         let made: Result<(), Error> = trouble.await;
         made.is_ok()
+    }
+}
+
+/// A broker that takes nothing while it is down.
+struct OneBroker {
+    broker: MemoryBroker,
+    topics: Mutex<Vec<Topic>>,
+}
+
+impl OneBroker {
+    fn set_down(&self, down: bool) -> Result<(), Error> {
+        let topics = self.topics.lock().expect("nobody panics here");
+        topics.iter().try_for_each(|topic| self.broker.faults().unavailable(topic, down))
+    }
+}
+
+#[async_trait]
+impl OwnBroker for OneBroker {
+    fn harness(&self) -> Arc<dyn Harness> {
+        Arc::new(Memory(self.broker.clone()))
+    }
+
+    fn nodes(&self) -> usize {
+        1
+    }
+
+    async fn stop(&self, _: usize) -> Result<(), Error> {
+        self.set_down(true)
+    }
+
+    async fn kill(&self, _: usize) -> Result<(), Error> {
+        self.set_down(true)
+    }
+
+    async fn start(&self, _: usize) -> Result<(), Error> {
+        self.set_down(false)
+    }
+
+    async fn freeze(&self, _: usize) -> Result<(), Error> {
+        Err(Error::new(ErrorKind::Unsupported, "a broker in this process is never frozen"))
+    }
+
+    async fn thaw(&self, _: usize) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn has_topic(&self, topic: &Topic) {
+        self.topics.lock().expect("nobody panics here").push(topic.clone());
+    }
+}
+
+struct MemoryFaults(ebus_memory::Faults);
+
+impl MemoryFaults {
+    fn member(&self, group: &Group, number: usize) -> Result<MemberId, Error> {
+        let there = self.0.members(group).get(number).copied();
+        there
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no member {number} of {group}")))
+    }
+}
+
+impl Faults for MemoryFaults {
+    fn members(&self, group: &Group) -> usize {
+        self.0.members(group).len()
+    }
+
+    fn owners(&self, group: &Group) -> Vec<(PartitionId, usize)> {
+        let members = self.0.members(group);
+        let number = |member: MemberId| members.iter().position(|one| *one == member);
+        let owners = self.0.owners(group).into_iter();
+        owners.filter_map(|(partition, member)| Some((partition, number(member)?))).collect()
+    }
+
+    fn revoke(&self, group: &Group, partition: &PartitionId) -> Result<(), Error> {
+        self.0.revoke(group, partition)
+    }
+
+    fn revoke_to(&self, group: &Group, partition: &PartitionId, to: usize) -> Result<(), Error> {
+        self.0.revoke_to(group, partition, self.member(group, to)?)
+    }
+
+    fn lose(&self, group: &Group, partition: &PartitionId) -> Result<(), Error> {
+        self.0.lose(group, partition)
+    }
+
+    fn lose_to(&self, group: &Group, partition: &PartitionId, to: usize) -> Result<(), Error> {
+        self.0.lose_to(group, partition, self.member(group, to)?)
+    }
+
+    fn crash(&self, group: &Group, member: usize) -> Result<(), Error> {
+        self.0.crash(group, self.member(group, member)?)
+    }
+
+    fn commits_fail(&self, group: &Group, fail: bool) -> Result<(), Error> {
+        self.0.commits_fail(group, fail)
+    }
+}
+
+#[async_trait]
+impl LogFaults for MemoryFaults {
+    async fn trim(&self, partition: &PartitionId, below: u64) -> Result<(), Error> {
+        self.0.trim(partition, below)
+    }
+
+    async fn skip_offsets(&self, partition: &PartitionId, offsets: u64) -> Result<(), Error> {
+        self.0.skip_offsets(partition, offsets)
+    }
+
+    async fn overwrite_position(
+        &self,
+        group: &Group,
+        partition: &PartitionId,
+        watermark: NextOffset,
+        text: &[u8],
+    ) -> Result<(), Error> {
+        self.0.overwrite_position(group, partition, watermark, text)
+    }
+
+    async fn remake_topic(&self, topic: &Topic) -> Result<(), Error> {
+        self.0.remake_topic(topic)
     }
 }
 

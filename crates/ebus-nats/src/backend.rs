@@ -116,6 +116,7 @@ impl Backend for NatsBackend {
     fn capability(&self) -> Capability {
         let max = producer::max_message_bytes(self.connection.client.max_payload());
         Capability::new("nats", max)
+            .with_several_members(true)
             .with_durable(true)
             .with_deduplicates(true)
             .with_creates_topics(self.config.missing_topic != MissingTopic::Refuse)

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::connection::Connection;
 use crate::record::{self, Entry, Manifest, Record};
+use crate::roster::Said;
 use crate::store::{Store, Written};
 use crate::stream::{self as topics, TopicStream};
 use crate::{names, start};
@@ -41,20 +42,22 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Who owns it; `None` when it was released or is damaged.
-    pub(crate) fn owner(&self) -> Option<&str> {
+    /// The record, if it is one.
+    pub(crate) fn record(&self) -> Option<&Record> {
         match &self.stored {
-            record::Stored::Record(record) => Some(record.owner.as_str()).filter(|owner| !owner.is_empty()),
+            record::Stored::Record(record) => Some(record),
             record::Stored::Damaged => None,
         }
     }
 
+    /// Who owns it; `None` when it was released or is damaged.
+    pub(crate) fn owner(&self) -> Option<&str> {
+        self.record().map(|record| record.owner.as_str()).filter(|owner| !owner.is_empty())
+    }
+
     /// How long its owner may be silent, at least.
     pub(crate) fn lease(&self) -> Duration {
-        match &self.stored {
-            record::Stored::Record(record) => Duration::from_millis(record.lease_ms),
-            record::Stored::Damaged => Duration::ZERO,
-        }
+        self.record().map_or(Duration::ZERO, |record| Duration::from_millis(record.lease_ms))
     }
 }
 
@@ -93,16 +96,9 @@ pub(crate) enum Outcome {
     Failed(Error),
 }
 
-/// A topic that is set up.
-#[derive(Debug, Clone)]
-pub(crate) struct Ready {
-    pub(crate) stream: Arc<TopicStream>,
-    pub(crate) records: Vec<Seen>,
-}
-
 impl Member {
     /// How long one attempt of a write may take: several fit into the two thirds of the lease that the owner has.
-    fn attempt(&self) -> Duration {
+    pub(crate) fn attempt(&self) -> Duration {
         (self.lease / 6).min(Duration::from_secs(2))
     }
 
@@ -114,9 +110,9 @@ impl Member {
     ///
     /// # Errors
     /// `NotFound` when the topic does not exist and the policy does not create it, or when a record is gone that was there.
-    pub(crate) async fn set_up(&self, topic: &Topic, from: StartPosition) -> Result<Ready, Error> {
+    pub(crate) async fn set_up(&self, topic: &Topic, from: StartPosition) -> Result<Arc<TopicStream>, Error> {
         let found = topics::find_or_create(&self.connection, topic, "source").await?;
-        let (manifest, revision) = self.manifest().await?;
+        let (manifest, revision) = self.manifest_or_new().await?;
         let entry = Entry::new(found.mark, found.partitions);
         let known = manifest.topics.get(topic.as_str()).cloned();
         let first = Position::at(NextOffset(found.first));
@@ -128,29 +124,29 @@ impl Member {
             None => Some(Position::at(start::resolve(&self.connection, &found, from).await?)),
         };
         let found = Arc::new(found);
-        let records = stream::iter(0..found.partitions)
-            .map(|partition| self.record_of(&found, partition, begin.as_ref()))
+        stream::iter(0..found.partitions)
+            .map(|partition| self.make_record(&found, partition, begin.as_ref()))
             .buffered(CONCURRENCY)
-            .try_collect()
+            .try_collect::<()>()
             .await?;
         if known.as_ref() != Some(&entry) {
             self.enter(topic, entry, manifest, revision).await?;
         }
-        Ok(Ready { stream: found, records })
+        Ok(found)
     }
 
-    async fn record_of(
+    async fn make_record(
         &self,
         stream: &TopicStream,
         partition: u32,
         begin: Option<&Position>,
-    ) -> Result<Seen, Error> {
+    ) -> Result<(), Error> {
         let key = self.key(&stream.topic, partition);
         let place =
             |error: Error| error.with_context("topic", &stream.topic).with_context("partition", partition);
         loop {
             let revision = match self.look(&stream.topic, partition).await.map_err(place)? {
-                Ok(seen) => return Ok(seen),
+                Ok(_) => return Ok(()),
                 Err(revision) => revision,
             };
             let Some(begin) = begin else {
@@ -173,6 +169,32 @@ impl Member {
                 Written::Failed(error) => return Err(place(error)),
             }
         }
+    }
+
+    /// The manifest; none only where the group is new.
+    async fn manifest_or_new(&self) -> Result<(Manifest, u64), Error> {
+        let (manifest, revision) = self.manifest().await?;
+        if !manifest.topics.is_empty() {
+            return Ok((manifest, revision));
+        }
+        // A member that reads a topic has entered it before its first heartbeat.
+        let listed = self.list(1).await?.changes;
+        let reads = |said: &Said| matches!(said, Said::Here(standing) if !standing.claims.is_empty());
+        if !listed.iter().any(|change| change.member != self.name() && reads(&change.said)) {
+            return Ok((manifest, revision));
+        }
+        let (manifest, revision) = self.manifest().await?;
+        if !manifest.topics.is_empty() {
+            return Ok((manifest, revision));
+        }
+        Err(Error::new(
+            ErrorKind::NotFound,
+            "the group has members and no manifest: its state is gone; restore the bucket, or close all members for the \
+             group to begin anew",
+        )
+        .with_operation("source")
+        .with_context("group", &self.group)
+        .with_context("key", names::manifest_key(&self.group)))
     }
 
     async fn manifest(&self) -> Result<(Manifest, u64), Error> {

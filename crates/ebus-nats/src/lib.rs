@@ -22,7 +22,7 @@
 //! | a stream that somebody else made | a topic of one partition |
 //! | offset | the stream's sequence, from 1: partitions share it, so the offsets of one partition grow with gaps |
 //! | message | see the module `convert`: plain headers natively, time and key in `Ebus` |
-//! | group | key-value bucket `ebus`: `p.<group>.<topic>.<partition>` is the record of a partition, `g.<group>` the manifest |
+//! | group | key-value bucket `ebus`: `p.<group>.<topic>.<partition>` is the record of a partition, `h.<group>.<member>` the heartbeat of a member, `g.<group>` the manifest |
 //! | reading | a pull consumer without acknowledgements, in memory, per ownership: `<group>_<partition>_<epoch>_<instance>` |
 //!
 //! # What keeps which promise
@@ -31,6 +31,7 @@
 //! - G3, no overlap: commit, heartbeat and fence are one compare-and-set (`own`, `group`, `store`); the owner stops at two
 //!   thirds of its lease, counted from when it sent its last accepted write; others wait for all of it on their own clock
 //!   (`watch`).
+//! - G4: members share the partitions without a leader (`share`, `roster`, `balance`); a hand-over stops its partition only.
 //! - G5, bounded: messages and bytes in flight (`gate`), the span of each partition (`intake`).
 //! - G6, few duplicates: what finished above the watermark is part of every commit (`record`).
 //! - G7, publish order: one task hands messages on in the order of `call` and never sends one twice (`pump`).
@@ -40,14 +41,31 @@
 //! of the stream (`batch`, `pump::batches`, `place`). A topic that was made for it cannot be served by an older server any
 //! more: [`NatsConfig::batches`] turns it off. Streams that exist are used as they are.
 //!
+//! # Members of a group
+//! Any number of members share the partitions of a group's topics evenly, moving no more than needed; those that find none
+//! left wait. After a clean leave the others go on within a second; after a crash once nothing was heard of the member for
+//! its [lease](NatsConfig::lease) (3 s on a single server, 15 s in a cluster) and a fifth of it more. A member that is cut off
+//! from the server cancels its runs at two thirds of the lease. All members of a group should have the same lease; between
+//! two, the longer one counts.
+//!
+//! When the bucket or a record is gone, the members that run say so as `Trouble`, and those that start fail with
+//! `NotFound`: nothing begins anew by itself. **A bucket that is missing when no member runs is a new one**, in which every group
+//! is new; back it up as the streams are. A record that is damaged begins again at the first message, which repeats and loses
+//! nothing.
+//!
 //! # Limits
-//! - **One member per group** in this version: a second one is refused with `Unsupported`, naming the owner, after it has
-//!   watched for up to a lease whether he is alive. A member that was dropped without `close` is followed after its lease.
-//! - The server is nats-server 2.9 or later; a topic of several partitions needs 2.10 (metadata of streams).
 //! - The number of partitions of a topic cannot be changed.
 //! - Headers that are not UTF-8, which only publishers of other make can send, end a connection of async-nats: such a
 //!   message cannot be read, and the partition behind it stands still until it is removed from the stream.
 //! - A message is at most `max_payload` of the server (1 MiB by default) less 512 bytes for its frame.
+//!
+//! # Versions of the server
+//! | nats-server | what needs it |
+//! |---|---|
+//! | 2.9 | everything else: connecting to an older one is refused with `Unsupported` |
+//! | 2.10 | topics of several partitions (metadata of streams): creating one on an older server is refused with `Unsupported` |
+//!
+//! What the server says of itself in its greeting is what counts; one that says nothing readable is too old.
 //!
 //! # Permissions
 //! A member needs to publish to `<topic>.*`, `$JS.API.STREAM.INFO.<stream>`, `$JS.API.STREAM.MSG.GET.<stream>`,
@@ -55,12 +73,17 @@
 //! `$JS.API.CONSUMER.MSG.NEXT.<stream>.*`, `$JS.API.STREAM.INFO.KV_<bucket>`, `$JS.API.STREAM.MSG.GET.KV_<bucket>` and
 //! `$KV.<bucket>.>`, and to subscribe to `_INBOX.>`. Who creates topics, or the bucket at the first use, needs
 //! `$JS.API.STREAM.CREATE.<stream>` too.
+//!
+//! Without these it works, and less well: subscribing to `$KV.<bucket>.h.>` lets a member hear of others at once
+//! instead of within half a second; publishing to `$JS.API.STREAM.PURGE.KV_<bucket>` lets it remove the markers of members that left.
 
 mod ack;
 mod address;
 mod auth;
 mod backend;
+mod balance;
 mod batch;
+mod beat;
 mod config;
 mod connection;
 mod consumer;
@@ -78,12 +101,16 @@ mod keys;
 mod names;
 mod own;
 mod part;
+mod peers;
 mod place;
 mod producer;
 mod pump;
 mod reader;
 mod record;
+mod roster;
 mod route;
+mod seek;
+mod share;
 mod source;
 mod start;
 mod store;

@@ -41,6 +41,11 @@ pub(crate) fn manifest_key(group: &Group) -> String {
     format!("g.{}", escaped(group.as_str()))
 }
 
+/// The heartbeat key of a member; `*` for those of all members.
+pub(crate) fn heartbeat_key(group: &Group, member: &str) -> String {
+    format!("h.{}.{member}", escaped(group.as_str()))
+}
+
 /// The consumer of one ownership; `instance` counts how often it was made anew within it.
 ///
 /// Three numbers always stand at the end, so the name can be read from there: injective although `_` is legal in groups.

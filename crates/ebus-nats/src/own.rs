@@ -3,36 +3,32 @@
 //! Commit, heartbeat and fence are one write, one in flight per partition. The lease counts from when the last accepted
 //! write was sent, and ends for this member at two thirds: the rest is for clocks and for runs that are being cancelled.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Lease, Owned, SourceEvent, Topic};
+use ebus_core::{Error, ErrorKind, Owned, SourceEvent, Topic};
 use tokio::time::Instant;
 
-use crate::consumer::{self, ConsumerSpec, Feed};
-use crate::group::{Claimed, Outcome, Ready, Seen, fenced};
+use crate::consumer::{ConsumerSpec, Feed};
+use crate::group::{Outcome, fenced};
 use crate::names;
-use crate::part::{FeedState, Holding, Leaving, Part, PartState, Reading, Writing};
+use crate::part::{FeedState, Leaving, Part, PartState, Writing};
 use crate::record::Record;
 use crate::source::{Done, NatsSource, TopicState};
-use crate::stream as topics;
+use crate::stream::{self as topics, TopicStream};
 
 /// Between two attempts to set a topic up.
-const TOPIC_RETRY: Duration = Duration::from_secs(1);
+pub(crate) const TOPIC_RETRY: Duration = Duration::from_secs(1);
 /// The longest time without a look at what is due.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
 
 impl NatsSource {
     /// How often an owner writes when there is nothing to commit.
-    fn heartbeat(&self) -> Duration {
+    pub(crate) fn heartbeat(&self) -> Duration {
         self.member.lease / 5
     }
 
-    /// How often the record of somebody else is looked at.
-    fn look_every(&self) -> Duration {
-        self.member.lease / 10
-    }
-
-    fn lease_end(&self, sent: Instant) -> std::time::Instant {
+    pub(crate) fn lease_end(&self, sent: Instant) -> std::time::Instant {
         (sent + self.member.lease * 2 / 3).into_std()
     }
 
@@ -40,6 +36,9 @@ impl NatsSource {
     pub(crate) fn tick(&mut self, now: Instant) {
         let mut next = now + LONGEST_TICK;
         self.tick_topics(now, &mut next);
+        if self.balance.changed {
+            self.share_out(now);
+        }
         let commit = self.commit_at.is_some_and(|at| at <= now);
         if commit {
             self.commit_at = None;
@@ -53,7 +52,10 @@ impl NatsSource {
         if let Some(at) = self.commit_at {
             next = next.min(at);
         }
-        self.next_tick = next;
+        if !self.leaving {
+            self.tick_balance(now, &mut next);
+        }
+        self.next_tick = if self.balance.changed { now } else { next };
     }
 
     fn tick_topics(&mut self, now: Instant, next: &mut Instant) {
@@ -77,22 +79,10 @@ impl NatsSource {
         }
     }
 
-    fn tick_seeking(&mut self, at: usize, now: Instant, next: &mut Instant) {
-        let Part { id, wanted, state: PartState::Seeking(seeking), .. } = &mut self.parts[at] else { return };
-        if !*wanted || seeking.busy {
-            return;
-        }
-        if seeking.next_look > now {
-            *next = (*next).min(seeking.next_look);
-            return;
-        }
-        seeking.busy = true;
-        let (member, id) = (self.member.clone(), id.clone());
-        self.jobs.push(Box::pin(async move { Done::Looked(at, member.look(&id.topic, id.partition).await) }));
-    }
-
     fn tick_holding(&mut self, at: usize, now: Instant, commit: bool, next: &mut Instant) {
-        let Part { wanted, state: PartState::Holding(holding), .. } = &mut self.parts[at] else { return };
+        let Part { wanted, share, state: PartState::Holding(holding), .. } = &mut self.parts[at] else {
+            return;
+        };
         let owned = holding.owned;
         let lease_end = holding.lease.deadline().map(Instant::from_std);
         if lease_end.is_some_and(|end| end <= now) {
@@ -104,7 +94,8 @@ impl NatsSource {
             *next = now;
             return;
         }
-        if !*wanted && holding.leaving.is_none() {
+        if (!*wanted || share.is_none()) && holding.leaving.is_none() {
+            self.balance.changed = true;
             let deadline = now + self.options.revoke_within;
             holding.leaving = Some(Leaving { deadline, released: false });
             let deadline = deadline.into_std();
@@ -231,160 +222,31 @@ impl NatsSource {
             }
             Done::Replaced(at, owned) if self.part_of(owned) == Some(at) => {
                 let error = Error::new(ErrorKind::NotFound, "the topic was deleted and made anew");
+                let topic = self.parts[at].id.topic.clone();
                 self.lose(at, error);
+                self.look_again(topic.as_str(), now);
             }
+            Done::Beat(beaten) => self.beaten(beaten),
+            Done::Listed(listed, own) => self.listed(listed, own, now),
+            Done::CleanedUp(leftover, done) => self.cleaned_up(&leftover, done),
+            Done::Left => self.left = true,
             // Of an ownership that has ended.
             Done::Wrote(..) | Done::Opened(..) | Done::Replaced(..) => {}
         }
         self.next_tick = self.next_tick.min(now);
     }
 
-    fn set_up(&mut self, topic: Topic, ready: Result<Ready, Error>, now: Instant) {
+    fn set_up(&mut self, topic: Topic, ready: Result<Arc<TopicStream>, Error>, now: Instant) {
         if !self.topics.contains_key(&topic) {
             return; // not subscribed any more
         }
         match ready {
-            Ok(ready) => self.add_topic(&ready),
+            Ok(stream) => self.add_topic(stream),
             Err(error) => {
                 self.events.push(SourceEvent::Trouble(error));
                 self.topics.insert(topic, TopicState::Failed(now + TOPIC_RETRY));
             }
         }
-    }
-
-    fn looked(&mut self, at: usize, looked: Result<Result<Seen, u64>, Error>, now: Instant) {
-        let again = now + self.look_every();
-        let (lease, owner) = (self.member.lease, self.member.owner.clone());
-        let closing = self.closing;
-        let Part { id, stream, state: PartState::Seeking(seeking), wanted, .. } = &mut self.parts[at] else {
-            return;
-        };
-        seeking.busy = false;
-        seeking.next_look = again;
-        if closing || !*wanted {
-            return;
-        }
-        let seen = match looked {
-            Ok(Ok(seen)) => seen,
-            Ok(Err(_)) => {
-                seeking.next_look = now + TOPIC_RETRY;
-                let error = Error::new(ErrorKind::NotFound, "the group's record of this partition is gone")
-                    .with_context("topic", &id.topic)
-                    .with_context("partition", id.partition);
-                self.events.push(SourceEvent::Trouble(error));
-                return;
-            }
-            Err(error) => {
-                seeking.watch = None;
-                self.events.push(SourceEvent::Trouble(error));
-                return;
-            }
-        };
-        let free = match seen.owner() {
-            None => true,
-            Some(other) if *other == *owner => true,
-            Some(other) => {
-                let lease = lease.max(seen.lease());
-                let watch = match &mut seeking.watch {
-                    Some(watch) => {
-                        watch.saw(seen.revision, seen.answered, lease);
-                        *watch
-                    }
-                    none => *none.insert(crate::watch::Watch::new(seen.revision, seen.answered)),
-                };
-                let dead = watch.is_dead(seen.asked, lease);
-                if !dead && !std::mem::replace(&mut seeking.reported, true) {
-                    let error = fenced(&id.topic, id.partition, other);
-                    self.events.push(SourceEvent::Trouble(error));
-                }
-                dead
-            }
-        };
-        if !free {
-            return;
-        }
-        seeking.busy = true;
-        let (member, topic, partition) = (self.member.clone(), id.topic.clone(), id.partition);
-        let known = stream.clone();
-        self.jobs.push(Box::pin(async move {
-            // The stream as it is now: it may be another one, or shorter.
-            let claimed = match topics::find(&member.connection, &topic, "source").await {
-                Ok(found) if partition >= found.partitions => Err(found
-                    .check_partition(partition, "source")
-                    .err()
-                    .unwrap_or_else(|| crate::error::no_topic(&known.topic, "source"))),
-                Ok(found) => {
-                    let claimed = member.claim(&found, partition, &seen).await;
-                    claimed.map(|claimed| Claimed { stream: Some(found.into()), ..claimed })
-                }
-                Err(error) => Err(error),
-            };
-            Done::Claimed(at, claimed)
-        }));
-    }
-
-    fn claimed(&mut self, at: usize, claimed: Result<Claimed, Error>, now: Instant) {
-        let again = now + self.look_every();
-        let Some(seeking) = self.parts[at].seek() else { return };
-        seeking.busy = false;
-        match claimed {
-            Ok(claimed) => self.hold(at, claimed),
-            Err(error) => {
-                seeking.next_look = again;
-                seeking.watch = None;
-                if error.kind() != ErrorKind::Fenced {
-                    self.events.push(SourceEvent::Trouble(error));
-                }
-            }
-        }
-    }
-
-    /// Begins an ownership.
-    pub(crate) fn hold(&mut self, at: usize, claimed: Claimed) {
-        let now = Instant::now();
-        let lease = Lease::until(self.lease_end(claimed.sent));
-        let next_write = claimed.sent + self.heartbeat();
-        let deadline = now + self.options.revoke_within;
-        let part = &mut self.parts[at];
-        if let Some(stream) = claimed.stream {
-            part.stream = stream;
-        }
-        let assigned =
-            self.ownership.assign(part.id.clone(), claimed.epoch, &claimed.position, lease.clone());
-        let owned = assigned.owned;
-        let slot = owned.slot.index();
-        if self.by_slot.len() <= slot {
-            self.by_slot.resize(slot + 1, usize::MAX);
-        }
-        self.by_slot[slot] = at;
-        if let Some(name) = claimed.former {
-            consumer::remove(&self.member.connection, &part.stream.name, name);
-        }
-        // A claim that was accepted after the source was told to close goes straight back.
-        let leaving = self.closing.then_some(Leaving { deadline, released: true });
-        part.state = PartState::Holding(Box::new(Holding {
-            owned,
-            epoch: claimed.epoch,
-            revision: claimed.revision,
-            writes: 0,
-            lease,
-            renewed: claimed.sent,
-            next_write,
-            blocked_until: now,
-            writing: None,
-            leaving,
-            reading: Reading::new(claimed.position.watermark.0, now),
-            paused: false,
-        }));
-        if let Some(trouble) = claimed.trouble {
-            tracing::warn!(group = %self.member.group, %trouble, "a partition was taken over with a correction");
-            self.events.push(SourceEvent::Trouble(trouble));
-        }
-        match self.events.last_mut() {
-            Some(SourceEvent::Assigned { owned }) => owned.push(assigned),
-            _ => self.events.push(SourceEvent::Assigned { owned: vec![assigned] }),
-        }
-        self.next_tick = now;
     }
 
     fn wrote(&mut self, at: usize, outcome: Outcome, now: Instant) {
@@ -471,8 +333,9 @@ impl NatsSource {
         let part = &mut self.parts[at];
         let owned = part.holding()?.owned;
         self.ownership.end(owned);
-        let (id, stream, wanted) = (part.id.clone(), part.stream.clone(), part.wanted);
-        *part = Part { wanted, ..Part::seeking(id, stream, None, now) };
+        let (id, stream) = (part.id.clone(), part.stream.clone());
+        *part = Part { wanted: part.wanted, share: part.share, ..Part::seeking(id, stream, now) };
+        self.balance.changed = true;
         self.next_tick = now;
         Some(owned)
     }

@@ -7,7 +7,6 @@ use ebus_core::{Epoch, Lease, Message, Owned, PartitionId};
 use tokio::time::Instant;
 
 use crate::consumer::Feed;
-use crate::group::Seen;
 use crate::stream::TopicStream;
 use crate::watch::Watch;
 
@@ -17,8 +16,26 @@ pub(crate) struct Part {
     pub(crate) stream: Arc<TopicStream>,
     /// The topic is subscribed.
     pub(crate) wanted: bool,
+    /// It is part of this member's share.
+    pub(crate) share: Share,
     /// Owned, or not.
     pub(crate) state: PartState,
+}
+
+/// Whether a partition is part of this member's share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Share {
+    /// As long as all members live who are not dead.
+    pub(crate) now: bool,
+    /// If those who missed heartbeats are dead.
+    pub(crate) soon: bool,
+}
+
+impl Share {
+    /// Neither now nor soon.
+    pub(crate) fn is_none(self) -> bool {
+        !self.now && !self.soon
+    }
 }
 
 pub(crate) enum PartState {
@@ -28,14 +45,14 @@ pub(crate) enum PartState {
 
 /// Not owned: the record is looked at until it may be claimed.
 pub(crate) struct Seeking {
+    /// It may be for this member, so its record is looked at.
+    pub(crate) looking: bool,
     /// What is known of the owner.
     pub(crate) watch: Option<Watch>,
     /// When to look next.
     pub(crate) next_look: Instant,
     /// A look or a claim is under way.
     pub(crate) busy: bool,
-    /// Somebody else was reported as owner.
-    pub(crate) reported: bool,
 }
 
 /// Owned.
@@ -113,19 +130,14 @@ impl Reading {
 }
 
 impl Part {
-    pub(crate) fn seeking(
-        id: PartitionId,
-        stream: Arc<TopicStream>,
-        seen: Option<&Seen>,
-        now: Instant,
-    ) -> Self {
-        let seeking = Seeking {
-            watch: seen.map(|seen| Watch::new(seen.revision, seen.answered)),
-            next_look: now,
-            busy: false,
-            reported: false,
-        };
-        Self { id, stream, wanted: true, state: PartState::Seeking(seeking) }
+    pub(crate) fn seeking(id: PartitionId, stream: Arc<TopicStream>, now: Instant) -> Self {
+        let seeking = Seeking { looking: false, watch: None, next_look: now, busy: false };
+        Self { id, stream, wanted: true, share: Share::default(), state: PartState::Seeking(seeking) }
+    }
+
+    /// Owned, and not about to be given up.
+    pub(crate) fn is_kept(&self) -> bool {
+        matches!(&self.state, PartState::Holding(holding) if holding.leaving.is_none())
     }
 
     pub(crate) fn holding(&mut self) -> Option<&mut Holding> {

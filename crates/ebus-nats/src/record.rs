@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 /// The form that this version writes and reads.
 const VERSION: u32 = 1;
 
+/// The longest text of a position where the user names none: room for the default span with gaps of up to 16,383 between
+/// offsets, as the partition subjects of one stream have. A sixteenth of the message that a server takes by default
+/// (`max_payload`, 1 MiB).
+pub(crate) const MAX_POSITION_LEN: usize = 64 << 10;
+
 /// What the group knows of one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -151,6 +156,29 @@ mod tests {
         let mut position = Position::at(NextOffset(10));
         position.finished.push(12, 14);
         Record { lease_ms: 3_000, consumer: 2, write: 7, ..Record::new(MARK, &position, Epoch(3), "me") }
+    }
+
+    /// A head that is stuck, and behind it the default span, every second message of it done.
+    #[test]
+    fn p4_the_default_span_fits_a_record_with_gaps() {
+        let limits = ebus_core::LedgerLimits::default().or_max_position_len(MAX_POSITION_LEN);
+        let mut ledger = ebus_core::Ledger::new(&Position::at(NextOffset(1 << 40)), limits);
+        for message in 0..16_384u64 {
+            let offset = (1 << 40) + message * 4_096;
+            assert!(ledger.has_room(offset), "{message}");
+            ledger.track(offset).expect("ascending");
+            let _ = message % 2 == 0 && message > 0 && ledger.finish(offset);
+        }
+        let position = ledger.position();
+        let record = Record::new(LogMark(1), &position, Epoch(7), "member");
+        let bytes = record.encode();
+        assert!(
+            position.finished.runs().len() == 8_191 && bytes.len() <= MAX_POSITION_LEN,
+            "{}",
+            bytes.len()
+        );
+        let Ok(Stored::Record(read)) = Record::decode(&bytes) else { panic!("own") };
+        assert_eq!(read.position(LogMark(1)), (position, None));
     }
 
     #[test]

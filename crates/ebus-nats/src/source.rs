@@ -2,13 +2,15 @@
 //!
 //! All state is here and all work is done from within `recv`: looks, claims and writes are futures that the source keeps,
 //! so a dropped `recv` loses nothing, and a driver that stops calling it stops its heartbeats too. Each partition is by
-//! itself ([`Part`]): sought until its record may be claimed, then held. That only one member holds a group's
-//! partitions is decided where a member joins ([`crate::join`]), nowhere here.
+//! itself ([`Part`]): sought while it is part of this member's share, then held. What that share is stands in
+//! [`crate::balance`].
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use async_nats::Subscriber;
 use async_trait::async_trait;
 use ebus_core::{
     Error, Owned, Ownership, PartitionId, Settlement, Source, SourceEvent, SourceOptions, Token, Topic,
@@ -19,19 +21,28 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use crate::balance::Balance;
 use crate::consumer::Feed;
-use crate::group::{Claimed, Member, Outcome, Ready, Seen};
+use crate::group::{Claimed, Member, Outcome, Seen};
 use crate::part::{Leaving, Part, PartState};
+use crate::peers::Beaten;
+use crate::roster::{Leftover, Listing, Roster};
+use crate::stream::TopicStream;
 
 /// What a future of the source came to.
 pub(crate) enum Done {
-    Ready(Topic, Result<Ready, Error>),
+    Ready(Topic, Result<Arc<TopicStream>, Error>),
     Looked(usize, Result<Result<Seen, u64>, Error>),
     Claimed(usize, Result<Claimed, Error>),
     Wrote(usize, Owned, Outcome),
     Opened(usize, Owned, u32, Result<Feed, Error>),
     /// The stream was made anew under its name.
     Replaced(usize, Owned),
+    Beat(Result<Beaten, Error>),
+    /// With the revision that this member's heartbeat had when the list was asked for.
+    Listed(Result<Listing, Error>, u64),
+    CleanedUp(Leftover, bool),
+    Left,
 }
 
 /// A topic and what is done about it.
@@ -48,6 +59,8 @@ pub(crate) struct NatsSource {
     pub(crate) member: Member,
     pub(crate) options: SourceOptions,
     pub(crate) ownership: Ownership,
+    /// The other members, and this one's share.
+    pub(crate) balance: Balance,
     pub(crate) parts: Vec<Part>,
     pub(crate) index: HashMap<PartitionId, usize>,
     /// The part of a slot.
@@ -55,6 +68,8 @@ pub(crate) struct NatsSource {
     /// What is subscribed.
     pub(crate) topics: HashMap<Topic, TopicState>,
     pub(crate) jobs: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Looks and claims among them.
+    pub(crate) seeking: usize,
     /// What `recv` says next.
     pub(crate) events: Vec<SourceEvent>,
     /// When there is something to do.
@@ -69,17 +84,28 @@ pub(crate) struct NatsSource {
     pub(crate) turn: usize,
     pub(crate) backend_closed: watch::Receiver<bool>,
     pub(crate) closing: bool,
+    /// The group is told that this member leaves: no heartbeat any more.
+    pub(crate) leaving: bool,
+    /// The group was told.
+    pub(crate) left: bool,
     /// The driver's last call had room for messages.
     pub(crate) has_room: bool,
     pub(crate) stale: u64,
 }
 
 impl NatsSource {
-    pub(crate) fn new(member: Member, options: SourceOptions, backend_closed: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(
+        member: Member,
+        options: SourceOptions,
+        hints: Subscriber,
+        backend_closed: watch::Receiver<bool>,
+    ) -> Self {
         let now = Instant::now();
         let connection = member.connection.clone();
+        let roster = Roster::new(member.name().to_owned(), member.lease);
         Self {
-            ownership: Ownership::new(options.limits),
+            balance: Balance::new(roster, hints, now),
+            ownership: Ownership::new(options.limits.or_max_position_len(crate::record::MAX_POSITION_LEN)),
             generation: connection.generation(),
             link: link(connection),
             member,
@@ -89,6 +115,7 @@ impl NatsSource {
             by_slot: Vec::new(),
             topics: HashMap::new(),
             jobs: FuturesUnordered::new(),
+            seeking: 0,
             events: Vec::new(),
             next_tick: now,
             commit_at: None,
@@ -96,31 +123,38 @@ impl NatsSource {
             turn: 0,
             backend_closed,
             closing: false,
+            leaving: false,
+            left: false,
             has_room: true,
             stale: 0,
         }
     }
 
     /// Takes up a topic that is set up. Its partitions are sought.
-    pub(crate) fn add_topic(&mut self, ready: &Ready) {
+    pub(crate) fn add_topic(&mut self, stream: Arc<TopicStream>) {
         let now = Instant::now();
-        self.topics.insert(ready.stream.topic.clone(), TopicState::Ready);
-        for (partition, seen) in (0..).zip(&ready.records) {
-            let id = PartitionId::new(ready.stream.topic.clone(), partition);
+        self.topics.insert(stream.topic.clone(), TopicState::Ready);
+        for partition in 0..stream.partitions {
+            let id = PartitionId::new(stream.topic.clone(), partition);
             match self.index.get(&id) {
                 Some(at) => {
                     let part = &mut self.parts[*at];
                     part.wanted = true;
                     if part.seek().is_some() {
-                        part.stream = ready.stream.clone();
+                        part.stream = stream.clone();
                     }
                 }
                 None => {
                     self.index.insert(id.clone(), self.parts.len());
-                    self.parts.push(Part::seeking(id, ready.stream.clone(), Some(seen), now));
+                    self.parts.push(Part::seeking(id, stream.clone(), now));
                 }
             }
         }
+        // It may have been made anew with fewer.
+        for part in &mut self.parts {
+            part.wanted &= part.id.topic != stream.topic || part.id.partition < stream.partitions;
+        }
+        self.balance.changed = true;
         self.next_tick = now;
     }
 
@@ -152,6 +186,7 @@ impl NatsSource {
             while let Poll::Ready(connection) = self.link.as_mut().poll(cx) {
                 self.link = link(connection);
             }
+            self.poll_hints(cx);
             let now = Instant::now();
             self.check_generation(now);
             if now >= self.next_tick {
@@ -186,6 +221,7 @@ impl NatsSource {
         for part in &mut self.parts {
             part.wanted = topics.contains(&part.id.topic) && part.wanted;
         }
+        self.balance.changed = true;
         self.next_tick = now;
     }
 }
@@ -246,6 +282,7 @@ impl Source for NatsSource {
                 holding.leaving = Some(Leaving { deadline, released: true });
             }
         }
+        self.balance.changed = true;
         let mut result = Ok(());
         loop {
             let now = Instant::now();
@@ -257,15 +294,17 @@ impl Source for NatsSource {
                     _ => {}
                 }
             }
-            let left = self.parts.iter().any(|part| match &part.state {
-                PartState::Holding(_) => true,
-                PartState::Seeking(seeking) => seeking.busy,
-            });
-            if !left {
+            let owns = self.parts.iter().any(|part| matches!(part.state, PartState::Holding(_)));
+            if !owns && self.left {
                 return result;
             }
             if now >= deadline {
-                return result.and(Err(crate::error::timeout("close")));
+                return if owns { result.and(Err(crate::error::timeout("close"))) } else { result };
+            }
+            if !owns && self.seeking == 0 && !self.is_beating() && !std::mem::replace(&mut self.leaving, true)
+            {
+                // The last word: whoever sees it finds every record released.
+                self.leave();
             }
             let wake = self.next_tick.min(deadline);
             if let Ok(Some(done)) = tokio::time::timeout_at(wake, self.jobs.next()).await {

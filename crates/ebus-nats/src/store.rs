@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+    Config, DiscardPolicy, Info, LastRawMessageErrorKind, PurgeRequest, PurgeResponse, RetentionPolicy,
+    StorageType, Stream,
 };
-use async_nats::{HeaderMap, Request};
+use async_nats::{HeaderMap, Request, Subscriber};
 use bytes::Bytes;
 use ebus_core::{Error, ErrorKind};
 use tokio::time::{Instant, timeout};
@@ -36,6 +38,14 @@ pub(crate) enum Written {
     Failed(Error),
 }
 
+impl From<StreamMessage> for Stored {
+    fn from(message: StreamMessage) -> Self {
+        let operation = message.headers.get("KV-Operation");
+        let deleted = operation.is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"));
+        Self { revision: message.sequence, value: (!deleted).then_some(message.payload) }
+    }
+}
+
 /// The bucket.
 #[derive(Clone)]
 pub(crate) struct Store {
@@ -43,6 +53,9 @@ pub(crate) struct Store {
     stream: Stream<()>,
     bucket: String,
 }
+
+/// The error code of a message that there is not.
+const NO_MESSAGE: u64 = 10_037;
 
 /// The error code of a compare-and-set that did not meet what it expected.
 const WRONG_LAST_SEQUENCE: u64 = 10_071;
@@ -138,22 +151,71 @@ impl Store {
         const OPERATION: &str = "read the group's state";
         self.connection.up(self.connection.request_timeout, OPERATION).await?;
         match self.stream.get_last_raw_message_by_subject(&self.subject(key)).await {
-            Ok(message) => {
-                let deleted = message
-                    .headers
-                    .get("KV-Operation")
-                    .is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"));
-                Ok(Some(Stored { revision: message.sequence, value: (!deleted).then_some(message.payload) }))
-            }
+            Ok(message) => Ok(Some(Stored::from(message))),
             Err(why) => match why.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                LastRawMessageErrorKind::JetStream(api) if api.error_code().0 == 10_037 => Ok(None),
-                LastRawMessageErrorKind::JetStream(api) => {
-                    Err(error::api(&api, OPERATION).with_context("bucket", &self.bucket))
-                }
+                LastRawMessageErrorKind::JetStream(api) if api.error_code().0 == NO_MESSAGE => Ok(None),
+                LastRawMessageErrorKind::JetStream(api) => Err(self.refused(&api, OPERATION)),
                 _ => Err(error::timeout(OPERATION).with_source(why)),
             },
         }
+    }
+
+    /// The first of the keys that match `filter` by revision, from this one on: what the leader has.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub(crate) async fn next(&self, filter: &str, from: u64) -> Result<Option<(String, Stored)>, Error> {
+        const OPERATION: &str = "list the group's members";
+        self.connection.up(self.connection.request_timeout, OPERATION).await?;
+        match self.stream.get_first_raw_message_by_subject(self.subject(filter), from).await {
+            Ok(message) => {
+                let subject = message.subject.as_str();
+                let key = subject.strip_prefix(&self.subject("")).unwrap_or(subject).to_owned();
+                Ok(Some((key, Stored::from(message))))
+            }
+            Err(why) => match why.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(api) if api.error_code().0 == NO_MESSAGE => Ok(None),
+                LastRawMessageErrorKind::JetStream(api) => Err(self.refused(&api, OPERATION)),
+                _ => Err(error::timeout(OPERATION).with_source(why)),
+            },
+        }
+    }
+
+    /// Removes the marker of a key that was deleted at `revision`; what was written later stays.
+    ///
+    /// # Errors
+    /// What the server says, such as `Denied`.
+    pub(crate) async fn sweep(&self, key: &str, revision: u64) -> Result<(), Error> {
+        const OPERATION: &str = "remove a deleted key";
+        let request =
+            PurgeRequest { sequence: Some(revision + 1), filter: Some(self.subject(key)), keep: None };
+        let api = format!("STREAM.PURGE.KV_{}", self.bucket);
+        let purged = self.connection.api::<PurgeResponse>(api, &request, OPERATION).await?;
+        purged.map(drop).map_err(|why| error::api(&why, OPERATION))
+    }
+
+    /// Everything that is published to the keys that match `filter`, stored or not: only a reason to look.
+    ///
+    /// # Errors
+    /// `Unavailable` when the client is closed.
+    pub(crate) async fn hints(&self, filter: &str) -> Result<Subscriber, Error> {
+        let subscribed = self.connection.client.subscribe(self.subject(filter)).await;
+        subscribed.map_err(|why| error::unavailable("source", "no subscription").with_source(why))
+    }
+
+    fn refused(&self, why: &async_nats::jetstream::Error, operation: &'static str) -> Error {
+        if error::is_no_stream(why.error_code()) {
+            return Error::new(
+                ErrorKind::NotFound,
+                "the bucket with the state of the groups is gone; restore it from a backup, or close all members of its \
+                 groups before they begin anew",
+            )
+            .with_operation(operation)
+            .with_context("bucket", &self.bucket);
+        }
+        error::api(why, operation).with_context("bucket", &self.bucket)
     }
 
     /// Writes if the key still has this revision (0: if it has none). An attempt takes `attempt` at most, all together
@@ -166,7 +228,33 @@ impl Store {
         attempt: Duration,
         within: Duration,
     ) -> Written {
+        self.send(key, value, HeaderMap::new(), revision, attempt, within).await
+    }
+
+    /// Deletes if the key still has this revision. As in any bucket, a marker stays: see [`sweep`](Self::sweep).
+    pub(crate) async fn delete(
+        &self,
+        key: &str,
+        revision: u64,
+        attempt: Duration,
+        within: Duration,
+    ) -> Written {
+        let mut headers = HeaderMap::new();
+        headers.insert("KV-Operation", "DEL");
+        self.send(key, Bytes::new(), headers, revision, attempt, within).await
+    }
+
+    async fn send(
+        &self,
+        key: &str,
+        value: Bytes,
+        mut headers: HeaderMap,
+        revision: u64,
+        attempt: Duration,
+        within: Duration,
+    ) -> Written {
         const OPERATION: &str = "write the group's state";
+        headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string());
         let deadline = Instant::now() + within;
         let mut failed = None;
         loop {
@@ -177,11 +265,10 @@ impl Store {
             if let Err(error) = self.connection.up(left, OPERATION).await {
                 return Written::Failed(failed.unwrap_or(error));
             }
-            let mut headers = HeaderMap::new();
-            headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string());
             let sent = Instant::now();
             let attempt = attempt.min(left);
-            let request = Request::new().headers(headers).payload(value.clone()).timeout(Some(attempt));
+            let request =
+                Request::new().headers(headers.clone()).payload(value.clone()).timeout(Some(attempt));
             // The outer time-out also covers a client whose queue is full.
             let answer =
                 timeout(attempt, self.connection.client.send_request(self.subject(key), request)).await;

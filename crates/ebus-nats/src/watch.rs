@@ -1,4 +1,4 @@
-//! Whether the owner of a record is alive, judged by this member's own clock (G3).
+//! Whether another member is alive, judged by this member's own clock (G3): its heartbeat, or a record that it owns.
 //!
 //! There is no wall clock between members: an owner is taken for dead when his record did not change for his lease, seen
 //! from here without a gap.
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known of a record that somebody else owns.
+/// What is known of a key that somebody else writes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Watch {
     revision: u64,
@@ -31,14 +31,19 @@ impl Watch {
         self.seen = answered;
     }
 
-    /// Whether it changed since `other` was made.
-    pub(crate) fn is_other_than(&self, revision: u64) -> bool {
-        self.revision != revision
+    /// Starts again: this member's own calls failed.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        *self = Self::new(self.revision, now);
     }
 
-    /// Whether the record stood still for a lease, as of a look that was asked for at `asked`.
+    /// How long it stood still, as of a look that was asked for at `asked`.
+    pub(crate) fn still(&self, asked: Instant) -> Duration {
+        asked.saturating_duration_since(self.since)
+    }
+
+    /// Whether it stood still for a lease, as of a look that was asked for at `asked`.
     pub(crate) fn is_dead(&self, asked: Instant, lease: Duration) -> bool {
-        asked.saturating_duration_since(self.since) >= lease
+        self.still(asked) >= lease
     }
 }
 

@@ -56,7 +56,12 @@ impl PoolConfig {
         self
     }
 
-    /// Bytes of key, headers and payload held at most (G5). A batch that is being read may pass it by its last messages.
+    /// Bytes of key, headers and payload held (G5). At this limit nothing more is read.
+    ///
+    /// A read is asked for by number of messages, so one read may pass it: it asks for as many as fill a quarter of what is free if
+    /// they are as large as the largest one of the last reads (1 MiB at first, never taken for less than 4 KiB), 4,096 at most. So
+    /// messages of a steady size stay within it, and larger ones that follow pass it by one read: at worst, messages of 1 MiB
+    /// after many small ones, by 64 times what was free.
     pub fn with_budget_bytes(mut self, bytes: usize) -> Self {
         self.budget_bytes = bytes;
         self
@@ -68,7 +73,8 @@ impl PoolConfig {
         self
     }
 
-    /// Where rejected messages go, and those whose attempts are used up. They are settled after the receipt.
+    /// Where rejected messages go, and those whose attempts are used up. They are settled after the receipt. It should take larger
+    /// messages than the topics that are consumed, see [`dead_letter`](crate::dead_letter).
     pub fn with_dead_letter(mut self, topic: Topic, publisher: Publisher) -> Self {
         self.dead_letter = Some((topic, publisher));
         self

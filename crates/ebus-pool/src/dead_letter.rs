@@ -1,7 +1,14 @@
 //! Dead letters: what is kept of a message that is given up, and why (G1, G8).
 //!
 //! Key, payload, timestamp and own headers of the message stay as they were. These headers come on top. A dead letter is
-//! published at least once, with a stable id.
+//! published at least once, with a stable id. Headers of an earlier death, of a message that was redriven, make room for those
+//! of the last one.
+//!
+//! A dead letter is larger than its message, by 4 KiB at most; one that is too large for its topic is published again with
+//! an error text of 64 bytes, about 500 bytes in all. If that is too large too, its key waits, and the pool's
+//! [`dead_letter_error`](crate::PoolState::dead_letter_error) says `too_large`: let the dead-letter topic take larger messages than
+//! the topics that are consumed (Kafka: `max.message.bytes` of that topic; NATS: `max_msg_size` of the stream, with a
+//! `max_payload` of the server above that of the consumed streams), and it goes on by itself.
 
 use ebus_core::{Error, Group, Message, PartitionId, Publish, Timestamp, Topic};
 
@@ -27,6 +34,10 @@ pub const FIRST_FAILED_MS: &str = "ebus-dlq-first-failed-ms";
 pub const LAST_FAILED_MS: &str = "ebus-dlq-last-failed-ms";
 /// Present when the error text was cut.
 pub const CUT: &str = "ebus-dlq-cut";
+
+/// All of them.
+const NAMES: [&str; 11] =
+    [ID, REASON, ERROR, GROUP, TOPIC, PARTITION, OFFSET, ATTEMPTS, FIRST_FAILED_MS, LAST_FAILED_MS, CUT];
 
 /// Bytes that the added headers may take: room for an error chain, small beside any broker's message limit.
 const MAX_ADDED_BYTES: usize = 4 << 10;
@@ -58,6 +69,9 @@ pub(crate) fn letter(to: &Topic, origin: &Origin, message: &Message, why: &Obitu
         origin.group, origin.partition.topic, origin.partition.partition, origin.offset
     );
     let mut headers = message.headers.clone();
+    for name in NAMES {
+        headers.remove(name);
+    }
     let mut added = 0;
     let mut add = |name: &str, value: String| {
         added += name.len() + value.len();
@@ -139,6 +153,29 @@ mod tests {
         }
         assert!(!headers.contains(CUT));
         assert_eq!(publish.id.as_deref(), Some("g/orders/3/7"));
+    }
+
+    /// Whoever reads the first value found the place of the first death.
+    #[test]
+    fn p8_a_redriven_message_says_where_it_failed_last_and_does_not_grow() {
+        let mut publish = letter_of("ü".repeat(10_000), false);
+        let long = publish.message.headers.byte_len();
+        let topic = Topic::new("orders.again").expect("legal");
+        let origin = Origin {
+            group: Group::new("g").expect("legal"),
+            partition: PartitionId::new(topic.clone(), 0),
+            offset: 9,
+        };
+        for _ in 0..3 {
+            publish = letter(&topic, &origin, &publish.message, &obituary("boom".into()), false);
+        }
+        let headers = &publish.message.headers;
+        for (name, value) in [(OFFSET, "9"), (TOPIC, "orders.again"), (ERROR, "boom"), ("own", "1")] {
+            let values: Vec<_> = headers.iter().filter(|(n, _)| *n == name).map(|(_, value)| value).collect();
+            assert_eq!(values, [value], "{name}");
+        }
+        assert!(!headers.contains(CUT), "that error was short");
+        assert!(headers.byte_len() < long);
     }
 
     #[test]

@@ -15,26 +15,37 @@ use crate::jobs::LeftInShard;
 /// and the most that is kept.
 const MARGIN: (u32, Duration) = (4, Duration::from_millis(250));
 
-/// What follows when all shards have confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What follows when all shards have confirmed; of two that are asked for, the greater one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Then {
+    /// The pool drains: the source is closed when all have ended.
+    Drain,
     /// The source asked for it: release.
     Release,
     /// It was lost: nothing.
     Forget,
-    /// The pool drains: the source is closed when all have ended.
-    Drain,
 }
 
 #[derive(Debug)]
 pub(crate) struct Ending {
     pub(crate) then: Then,
+    /// Shards that have not confirmed.
     waiting: usize,
+    /// `None` once its runs were cancelled.
     cancel_at: Option<Instant>,
+    /// Messages of it that were given up unfinished.
+    dropped: usize,
     pub(crate) left: LeftInShard,
 }
 
-/// All of them, and those whose end is confirmed while the pool drains.
+impl Ending {
+    /// Messages that never started; `held` are those that a shard has not even looked at.
+    pub(crate) fn never_started(&self, held: usize) -> usize {
+        (self.dropped + held).saturating_sub(self.left.failing + self.left.cancelled)
+    }
+}
+
+/// Those that some shard has not confirmed.
 #[derive(Debug, Default)]
 pub(crate) struct Endings {
     open: HashMap<Owned, Ending>,
@@ -44,17 +55,34 @@ impl Endings {
     /// An end begins; its runs are cancelled at `deadline`, those of a hand-over shortly before.
     pub(crate) fn begin(&mut self, owned: Owned, shards: usize, then: Then, deadline: Instant) {
         let cancel_at = Some(cancel_at(then, deadline));
-        self.open.insert(owned, Ending { then, waiting: shards, cancel_at, left: LeftInShard::default() });
+        let left = LeftInShard::default();
+        self.open.insert(owned, Ending { then, waiting: shards, cancel_at, dropped: 0, left });
     }
 
-    /// An end that is under way: what follows may change, and its deadline may only come nearer. False when there is none.
-    pub(crate) fn hasten(&mut self, owned: Owned, then: Option<Then>, deadline: Instant) -> bool {
+    /// An end that is under way comes to more, or sooner, never to less or later. False when there is none.
+    pub(crate) fn hasten(&mut self, owned: Owned, then: Then, deadline: Instant) -> bool {
         let Some(ending) = self.open.get_mut(&owned) else { return false };
-        ending.then = then.unwrap_or(ending.then);
-        let at = cancel_at(ending.then, deadline);
-        // `None`: it was cancelled already.
-        ending.cancel_at = ending.cancel_at.map(|before| before.min(at));
+        ending.hasten(then, deadline);
         true
+    }
+
+    /// The same for all of a partition: those before `owned` too.
+    pub(crate) fn hasten_slot(&mut self, slot: Slot, deadline: Instant) {
+        for (_, ending) in self.open.iter_mut().filter(|(owned, _)| owned.slot == slot) {
+            ending.hasten(ending.then, deadline);
+        }
+    }
+
+    /// The same for all.
+    pub(crate) fn hasten_all(&mut self, deadline: Instant) {
+        for ending in self.open.values_mut() {
+            ending.hasten(ending.then, deadline);
+        }
+    }
+
+    /// All that are open.
+    pub(crate) fn all(&self) -> Vec<Owned> {
+        self.open.keys().copied().collect()
     }
 
     pub(crate) fn contains(&self, owned: Owned) -> bool {
@@ -66,8 +94,20 @@ impl Endings {
         self.open.keys().any(|owned| owned.slot == slot)
     }
 
+    /// All that are open of a partition.
+    pub(crate) fn of_slot(&self, slot: Slot) -> Vec<Owned> {
+        self.open.keys().copied().filter(|owned| owned.slot == slot).collect()
+    }
+
     pub(crate) fn is_lost(&self, owned: Owned) -> bool {
         self.open.get(&owned).is_some_and(|ending| ending.then == Then::Forget)
+    }
+
+    /// A message was given up unfinished.
+    pub(crate) fn dropped(&mut self, owned: Owned) {
+        if let Some(ending) = self.open.get_mut(&owned) {
+            ending.dropped += 1;
+        }
     }
 
     /// Marks an end as cancelled, so that it is not cancelled again.
@@ -80,7 +120,6 @@ impl Endings {
     /// One shard has confirmed: the ending, if it was the last one.
     pub(crate) fn confirm(&mut self, owned: Owned, left: LeftInShard) -> Option<Ending> {
         let ending = self.open.get_mut(&owned)?;
-        ending.left.queued += left.queued;
         ending.left.failing += left.failing;
         ending.left.cancelled += left.cancelled;
         ending.waiting -= 1;
@@ -107,12 +146,25 @@ impl Endings {
         due
     }
 
+    /// Whether all are cancelled, and only runs that block their threads can be left.
+    pub(crate) fn all_cancelled(&self) -> bool {
+        self.open.values().all(|ending| ending.cancel_at.is_none())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Owned, Ending)> + '_ {
         self.open.drain()
+    }
+}
+
+impl Ending {
+    fn hasten(&mut self, then: Then, deadline: Instant) {
+        self.then = self.then.max(then);
+        let at = cancel_at(self.then, deadline);
+        self.cancel_at = self.cancel_at.map(|before| before.min(at));
     }
 }
 

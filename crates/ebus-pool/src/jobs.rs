@@ -17,10 +17,9 @@ pub(crate) struct Job {
     pub(crate) lane: Option<u64>,
 }
 
-/// From the driver to a shard.
+/// From the driver to a shard, beside the jobs: it is looked at before each job, so that an end does not stand behind a
+/// backlog (G3). What was sent before a job is seen before it; an end may overtake jobs, which are dropped then.
 pub(crate) enum ToShard {
-    /// Deliveries, in order.
-    Jobs(Vec<Job>),
     /// An ownership begins; its jobs follow.
     Begin { owned: Owned, partition: Arc<PartitionId>, lease: Lease },
     /// These ownerships end: start nothing of them, drop what is queued or waits, let runs end. Answered by `Ended` for each.
@@ -29,6 +28,8 @@ pub(crate) enum ToShard {
     Cancel(Vec<Owned>),
     /// Handles this topic from now on.
     Handler { topic: Topic, runner: Box<dyn Runner> },
+    /// This topic is given up: drop its handler once nothing of it is owned.
+    GiveUp(Topic),
     /// What is running or failing longer than it should.
     Report(oneshot::Sender<ShardReport>),
 }
@@ -42,10 +43,9 @@ pub(crate) enum FromShard {
     Ended { owned: Owned, left: LeftInShard },
 }
 
-/// What an ownership's end left unfinished in a shard.
+/// What an ownership's end left unfinished in a shard, of what had run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LeftInShard {
-    pub(crate) queued: usize,
     pub(crate) failing: usize,
     pub(crate) cancelled: usize,
 }

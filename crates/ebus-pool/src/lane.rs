@@ -27,6 +27,8 @@ pub(crate) struct Lane {
 /// The message that a lane is at.
 pub(crate) struct Head {
     pub(crate) job: Job,
+    /// When it became the head.
+    pub(crate) since: Instant,
     /// Runs that have begun.
     pub(crate) attempts: u32,
     pub(crate) failure: Option<Box<Failure>>,
@@ -48,14 +50,14 @@ pub(crate) enum Phase {
     Ready,
     /// Its handler runs.
     Running { since: Instant },
-    /// Waits for its retry, without a slot.
-    Waiting { timer: delay_queue::Key, until: Instant },
+    /// Waits for its retry, without a slot; or for its lease to be moved on.
+    Waiting { timer: delay_queue::Key, until: Instant, lease_over: bool },
     /// Its dead letter is being published.
     DeadLetter { since: Instant },
 }
 
 impl Head {
-    pub(crate) fn new(job: Job) -> Self {
-        Self { job, attempts: 0, failure: None }
+    pub(crate) fn new(job: Job, since: Instant) -> Self {
+        Self { job, since, attempts: 0, failure: None }
     }
 }

@@ -1,6 +1,7 @@
 //! The handle of a running pool.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use ebus_core::{Error, ErrorKind, Handler, Source, Topic};
@@ -9,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::config::PoolConfig;
-use crate::driver::{Control, Driver};
+use crate::driver::{Control, Driver, ShardHandle};
 use crate::handlers::{Handlers, make_runners};
 use crate::shard::Shard;
 use crate::shared::Shared;
@@ -26,6 +27,7 @@ pub struct Pool {
     report: watch::Receiver<Option<DrainReport>>,
     shared: Arc<Shared>,
     shards: usize,
+    draining: AtomicBool,
 }
 
 impl Pool {
@@ -57,16 +59,18 @@ impl Pool {
         let shared = Arc::new(Shared {
             slots: Slots::new(config.max_in_flight, shards),
             counters: AtomicCounters::default(),
-            dead_letter_error: std::sync::Mutex::new(None),
+            dead_letter_errors: Default::default(),
             config,
         });
         let (to_driver, from_shards) = unbounded_channel();
         let mut tasks = JoinSet::new();
         let to_shards = (0..shards)
             .map(|index| {
-                let (to_shard, rx) = unbounded_channel();
-                tasks.spawn(Shard::new(index, shared.clone(), rx, to_driver.clone()).run());
-                to_shard
+                let (commands, commands_rx) = unbounded_channel();
+                let (jobs, jobs_rx) = unbounded_channel();
+                let shard = Shard::new(index, shared.clone(), (commands_rx, jobs_rx), to_driver.clone());
+                tasks.spawn(shard.run());
+                ShardHandle { commands, jobs }
             })
             .collect();
         drop(to_driver);
@@ -75,14 +79,17 @@ impl Pool {
         let (report, report_rx) = watch::channel(None);
         let driver = Driver::new(shared.clone(), source, control_rx, from_shards, (to_shards, tasks), report);
         tokio::spawn(driver.run(handlers));
-        Ok(Self { control, report: report_rx, shared, shards })
+        Ok(Self { control, report: report_rx, shared, shards, draining: AtomicBool::new(false) })
     }
 
     /// Handles `topic` with `handler` from now on; an earlier handler of it is replaced for runs that start later.
     ///
     /// # Errors
-    /// `Closed` when the pool has ended.
+    /// `Closed` when the pool drains or has ended.
     pub fn subscribe<H: Handler>(&self, topic: Topic, handler: H) -> Result<(), Error> {
+        if self.draining.load(Relaxed) {
+            return Err(Error::closed("subscribe"));
+        }
         self.send(Control::Handle { topic, runners: make_runners(handler)(self.shards) }, "subscribe")
     }
 
@@ -171,11 +178,13 @@ impl Pool {
     /// Starts nothing more, lets what runs end within `within`, cancels the rest, commits, and leaves the group. The last
     /// commit may take a second more.
     ///
-    /// Asked again, also from other tasks, it gives the same report.
+    /// Asked again, also from other tasks, it gives the same report; the sooner deadline counts. A handler that waits for the
+    /// drain of its own pool waits until it is cancelled.
     ///
     /// # Cancel safety
     /// The drain goes on when this future is dropped.
     pub async fn drain(&self, within: Duration) -> DrainReport {
+        self.draining.store(true, Relaxed);
         // A pool that has ended has its report.
         let _ = self.send(Control::Drain(within), "drain");
         self.ended().await

@@ -29,17 +29,23 @@ use ebus_core::Error;
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
     delays: Delays,
+    cap: Option<Duration>,
     max_attempts: Option<u32>,
     max_elapsed: Option<Duration>,
     classes: Vec<Class>,
     decide: Option<Decide>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Delays {
-    Exponential { first: Duration, cap: Duration },
+    Exponential { first: Duration },
     Fixed(Duration),
 }
+
+/// The longest delay of an exponential policy without a cap, if its first one is not longer.
+const DEFAULT_CAP: Duration = Duration::from_secs(30);
+/// The longest delay there is, so that no sum of delays overflows; nobody waits for it.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Failures of one type, and what is done about them; without a policy they are given up.
 #[derive(Debug, Clone)]
@@ -94,12 +100,12 @@ type Backoff = Box<dyn Iterator<Item = Duration> + Send>;
 
 impl RetryPolicy {
     fn new(delays: Delays) -> Self {
-        Self { delays, max_attempts: None, max_elapsed: None, classes: Vec::new(), decide: None }
+        Self { delays, cap: None, max_attempts: None, max_elapsed: None, classes: Vec::new(), decide: None }
     }
 
-    /// Doubles from 100 ms up to 30 s, with jitter; without a limit.
+    /// Doubles from 100 ms on, with jitter, until it is between 15 and 30 s; without a limit.
     pub fn exponential() -> Self {
-        Self::new(Delays::Exponential { first: Duration::from_millis(100), cap: Duration::from_secs(30) })
+        Self::new(Delays::Exponential { first: Duration::from_millis(100) })
     }
 
     /// The same delay each time; without a limit.
@@ -115,8 +121,8 @@ impl RetryPolicy {
         self
     }
 
-    /// No other run once this long has passed since the first one failed; then it goes to the dead-letter topic. Measured per
-    /// ownership, as attempts are counted.
+    /// No other run that would begin later than this after the first one failed, its delay included: the message goes to the
+    /// dead-letter topic instead, without waiting. Measured per ownership, as attempts are counted.
     #[must_use]
     pub fn max_elapsed(mut self, elapsed: Duration) -> Self {
         self.max_elapsed = Some(elapsed);
@@ -150,25 +156,16 @@ impl RetryPolicy {
     #[must_use]
     pub fn first(mut self, delay: Duration) -> Self {
         match &mut self.delays {
-            Delays::Exponential { first, cap } => {
-                *first = delay;
-                *cap = (*cap).max(delay);
-            }
-            Delays::Fixed(fixed) => *fixed = delay,
+            Delays::Exponential { first } | Delays::Fixed(first) => *first = delay,
         }
         self
     }
 
-    /// The longest delay; of a fixed policy, it cuts that one.
+    /// The longest delay, jitter included: once the delays have grown to it they are between half of it and all of it, so that
+    /// keys that failed together do not come back together. Without it 30 s, or the first delay where that is longer.
     #[must_use]
     pub fn cap(mut self, delay: Duration) -> Self {
-        match &mut self.delays {
-            Delays::Exponential { first, cap } => {
-                *cap = delay;
-                *first = (*first).min(delay);
-            }
-            Delays::Fixed(fixed) => *fixed = (*fixed).min(delay),
-        }
+        self.cap = Some(delay);
         self
     }
 
@@ -177,6 +174,15 @@ impl RetryPolicy {
         let mut problems = Vec::new();
         if self.max_attempts == Some(0) {
             problems.push("max_attempts is 0; give at least 1".to_owned());
+        }
+        let (Delays::Exponential { first } | Delays::Fixed(first)) = self.delays;
+        if first.is_zero() {
+            problems
+                .push("the delay of a retry is 0; give more, or a key that fails keeps a core busy".into());
+        }
+        if let Some(cap) = self.cap.filter(|cap| *cap < first) {
+            problems
+                .push(format!("the cap of the delays, {cap:?}, is below the first one, {first:?}; raise it"));
         }
         for policy in self.classes.iter().filter_map(|class| class.policy.as_ref()) {
             problems.extend(policy.problems());
@@ -206,14 +212,18 @@ impl RetryPolicy {
 
     pub(crate) fn delays(&self) -> Backoff {
         match self.delays {
-            Delays::Exponential { first, cap } => Box::new(
-                ExponentialBuilder::default()
+            Delays::Exponential { first } => {
+                let first = first.min(LONGEST);
+                let cap = self.cap.unwrap_or(DEFAULT_CAP).clamp(first, LONGEST);
+                // Jitter adds up to the delay itself.
+                let delays = ExponentialBuilder::default()
                     .with_min_delay(first)
-                    .with_max_delay(cap)
+                    .with_max_delay(first.max(cap / 2))
                     .with_jitter()
                     .without_max_times()
-                    .build(),
-            ),
+                    .build();
+                Box::new(delays.map(move |delay| delay.min(cap)))
+            }
             Delays::Fixed(delay) => {
                 Box::new(ConstantBuilder::default().with_delay(delay).without_max_times().build())
             }
@@ -228,14 +238,8 @@ impl Default for RetryPolicy {
 }
 
 fn comes_from<E: StdError + 'static>(error: &Error) -> bool {
-    let mut below: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(error) = below {
-        if error.is::<E>() {
-            return true;
-        }
-        below = error.source();
-    }
-    false
+    let own: &(dyn StdError + 'static) = error;
+    own.is::<E>() || error.sources().any(|source| source.is::<E>())
 }
 
 /// The failures of one message under one policy.
@@ -273,7 +277,11 @@ impl Retries {
         if policy.max_elapsed.is_some_and(|most| elapsed >= most) {
             return Verdict::GiveUp("elapsed");
         }
-        Verdict::Retry(after.unwrap_or_else(|| self.delay(class.unwrap_or(usize::MAX), policy)))
+        let delay = after.unwrap_or_else(|| self.delay(class.unwrap_or(usize::MAX), policy));
+        if policy.max_elapsed.is_some_and(|most| elapsed.saturating_add(delay) > most) {
+            return Verdict::GiveUp("elapsed");
+        }
+        Verdict::Retry(delay)
     }
 
     /// The next delay of a message that nobody gives up.
@@ -316,7 +324,39 @@ mod tests {
         let delays: Vec<_> = RetryPolicy::exponential().first(first).cap(cap).delays().take(100).collect();
         assert_eq!(delays.len(), 100);
         assert!(delays[0] >= first && delays[0] < first * 3, "{:?}", delays[0]);
-        assert!(delays[99] >= cap && delays[99] <= cap + cap, "{:?}", delays[99]);
+        assert!(delays.iter().all(|delay| *delay <= cap), "the cap is cut after the jitter: {delays:?}");
+        assert!(delays[10..].iter().all(|delay| *delay >= cap / 2), "{delays:?}");
+        assert!(delays[10..].iter().any(|delay| *delay != delays[10]), "jitter at the cap too: {delays:?}");
+    }
+
+    #[test]
+    fn p9_delays_of_any_length_do_not_overflow() {
+        for first in [Duration::MAX, Duration::from_secs(u64::from(u32::MAX)), MS] {
+            let policy = RetryPolicy::exponential().first(first).cap(Duration::MAX);
+            assert!(policy.delays().take(200).all(|delay| delay <= LONGEST));
+        }
+    }
+
+    #[test]
+    fn p9_delays_that_cannot_be_meant_are_refused_whatever_their_order() {
+        let problems = |policy: RetryPolicy| policy.problems().len();
+        assert_eq!(problems(RetryPolicy::fixed(Duration::ZERO)), 1);
+        assert_eq!(problems(RetryPolicy::exponential().first(Duration::ZERO)), 1);
+        assert_eq!(problems(RetryPolicy::exponential().cap(Duration::ZERO)), 1);
+        assert_eq!(problems(RetryPolicy::exponential().first(5 * MS).cap(MS)), 1);
+        assert_eq!(problems(RetryPolicy::exponential().cap(MS).first(5 * MS)), 1);
+        assert_eq!(problems(RetryPolicy::exponential().first(DEFAULT_CAP * 2)), 0);
+        assert_eq!(RetryPolicy::exponential().first(DEFAULT_CAP * 2).delays().next(), Some(DEFAULT_CAP * 2));
+    }
+
+    #[test]
+    fn no_run_begins_once_the_time_is_over() {
+        let policy = RetryPolicy::fixed(30 * MS).max_elapsed(10 * MS);
+        let next = |elapsed, after| Retries::default().next(&policy, &io(), 1, elapsed, after);
+        assert_eq!(next(Duration::ZERO, None), Verdict::GiveUp("elapsed"));
+        assert_eq!(next(Duration::ZERO, Some(10 * MS)), Verdict::Retry(10 * MS));
+        assert_eq!(next(MS, Some(10 * MS)), Verdict::GiveUp("elapsed"));
+        assert_eq!(next(MS, Some(Duration::MAX)), Verdict::GiveUp("elapsed"));
     }
 
     #[test]

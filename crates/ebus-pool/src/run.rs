@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use ebus_core::Owned;
 
-use crate::runner::{Ended, PendingRun, drop_run};
+use crate::runner::{Ended, PendingRun, drop_run, guarded};
 
 /// Belongs to one lane until it has said how it ended. A handler's run or a dead letter's publish.
 pub(crate) struct Run {
@@ -44,9 +44,13 @@ impl Future for Run {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RunEnd> {
         let lane = self.lane;
         let Some(future) = &mut self.future else { return Poll::Ready(RunEnd { lane, ended: None }) };
-        match future.as_mut().poll(cx) {
+        // A handler's run has a guard of its own; this one is for what surrounds it, and for dead letters.
+        let polled = guarded(|| future.as_mut().poll(cx)).unwrap_or_else(Poll::Ready);
+        match polled {
             Poll::Ready(ended) => {
-                self.future = None;
+                if let Some(future) = self.future.take() {
+                    drop_run(future);
+                }
                 Poll::Ready(RunEnd { lane, ended: Some(ended) })
             }
             Poll::Pending => {

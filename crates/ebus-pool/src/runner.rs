@@ -15,6 +15,14 @@ pub(crate) enum Ended {
     Panicked(Error),
 }
 
+impl Ended {
+    fn log(&self, what: &'static str) {
+        if let Self::Panicked(error) = self {
+            tracing::error!(%error, "{what}");
+        }
+    }
+}
+
 /// A run that did not end at once.
 pub(crate) type PendingRun = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
@@ -31,40 +39,70 @@ pub(crate) trait Runner: Send {
 
     /// Starts a run and polls it once, after `poll_ready` said so.
     fn start(&mut self, delivery: Delivery, cx: &mut Context<'_>) -> Started;
+
+    /// Nothing waits for readiness any more: a handler that stands in a queue for it, such as that of a concurrency limit,
+    /// leaves it, so that whoever is behind it gets its turn.
+    fn let_go(&mut self);
 }
 
 pub(crate) struct HandlerRunner<H: Handler> {
-    /// Never made ready: new clones are taken from it.
-    template: H,
-    handler: H,
+    /// Never made ready: new clones are taken from it. There until this is dropped.
+    template: Option<H>,
+    /// None when the last clone panicked: the next run tries again.
+    handler: Option<H>,
     /// The box of the last run that ended at once, to be used again.
     spare: Option<Pin<Box<Run<H::Future>>>>,
 }
 
 impl<H: Handler> HandlerRunner<H> {
     pub(crate) fn new(handler: H) -> Self {
-        Self { template: handler.clone(), handler, spare: None }
+        Self { template: Some(handler.clone()), handler: Some(handler), spare: None }
+    }
+
+    /// Drops the clone that is used, and takes a new one.
+    fn renew(&mut self) {
+        drop_guarded(self.handler.take());
+        match guarded(|| self.template.clone()) {
+            Ok(handler) => self.handler = handler,
+            Err(ended) => ended.log("the handler could not be cloned; the next run tries again"),
+        }
+    }
+}
+
+impl<H: Handler> Drop for HandlerRunner<H> {
+    /// Each by itself: a handler that panics when it is dropped must not end the shard that replaces it.
+    fn drop(&mut self) {
+        drop_guarded(self.handler.take());
+        drop_guarded(self.template.take());
     }
 }
 
 impl<H: Handler> Runner for HandlerRunner<H> {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
-        let ended = match catch_unwind(AssertUnwindSafe(|| self.handler.poll_ready(cx))) {
+        if self.handler.is_none() {
+            match guarded(|| self.template.clone()) {
+                Ok(handler) => self.handler = handler,
+                Err(ended) => return Poll::Ready(Err(ended)),
+            }
+        }
+        let Some(handler) = &mut self.handler else { return Poll::Ready(Err(no_handler())) };
+        let ended = match guarded(|| handler.poll_ready(cx)) {
             Ok(Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
             Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(Err(error))) => failed(error.into()),
-            Err(panic) => panicked(panic.as_ref()),
+            Ok(Poll::Ready(Err(error))) => failed(error),
+            Err(ended) => ended,
         };
-        self.handler = self.template.clone();
+        self.renew();
         Poll::Ready(Err(ended))
     }
 
     fn start(&mut self, delivery: Delivery, cx: &mut Context<'_>) -> Started {
-        let future = match catch_unwind(AssertUnwindSafe(|| self.handler.call(delivery))) {
+        let Some(handler) = &mut self.handler else { return Started::Ended(no_handler()) };
+        let future = match guarded(|| handler.call(delivery)) {
             Ok(future) => future,
-            Err(panic) => {
-                self.handler = self.template.clone();
-                return Started::Ended(panicked(panic.as_ref()));
+            Err(ended) => {
+                self.renew();
+                return Started::Ended(ended);
             }
         };
         let mut run = self.spare.take().unwrap_or_else(|| Box::pin(Run { future: None }));
@@ -76,6 +114,10 @@ impl<H: Handler> Runner for HandlerRunner<H> {
             }
             Poll::Pending => Started::Pending(run),
         }
+    }
+
+    fn let_go(&mut self) {
+        self.renew();
     }
 }
 
@@ -102,26 +144,47 @@ where
                 "the run had ended before",
             )));
         };
-        let ended = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+        let ended = match guarded(|| future.poll(cx)) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Ok(outcome))) => Ended::Outcome(outcome),
-            Ok(Poll::Ready(Err(error))) => failed(error.into()),
-            Err(panic) => panicked(panic.as_ref()),
+            Ok(Poll::Ready(Err(error))) => failed(error),
+            Err(ended) => ended,
         };
-        match catch_unwind(AssertUnwindSafe(|| slot.set(None))) {
+        match guarded(|| slot.set(None)) {
             Ok(()) => Poll::Ready(ended),
-            Err(panic) => Poll::Ready(panicked(panic.as_ref())),
+            Err(ended) => Poll::Ready(ended),
         }
     }
 }
 
 /// An error of the service itself, such as a layer's time-out, is a failed attempt.
-fn failed(error: BoxError) -> Ended {
-    Ended::Outcome(Outcome::Retry { after: None, error: Error::from_boxed(error) })
+fn failed<E: Into<BoxError>>(error: E) -> Ended {
+    guarded(|| Error::from_boxed(error.into()))
+        .map_or_else(|ended| ended, |error| Ended::Outcome(Outcome::Retry { after: None, error }))
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> Ended {
-    Ended::Panicked(panic_error(panic))
+/// `renew` did not succeed, and the run was not asked for by `poll_ready` since.
+fn no_handler() -> Ended {
+    let message = "the handler could not be cloned; its clone must not panic";
+    Ended::Panicked(Error::new(ErrorKind::Handler, message).with_operation("handle"))
+}
+
+/// Calls the user's code: what panics in it is the failure of one message (G9). Every call of it from a shard goes through
+/// here, what it returns and its drop included.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Ended> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let error = panic_error(panic.as_ref());
+        // The payload is the user's too.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+        Ended::Panicked(error)
+    })
+}
+
+/// Drops something of the user's; a panic in it is logged.
+fn drop_guarded<T>(of_the_user: T) {
+    if let Err(ended) = guarded(|| drop(of_the_user)) {
+        ended.log("a handler or its future panicked while it was dropped");
+    }
 }
 
 fn panic_error(panic: &(dyn Any + Send)) -> Error {
@@ -133,8 +196,5 @@ fn panic_error(panic: &(dyn Any + Send)) -> Error {
 
 /// Drops a run; a panic in a destructor of the handler's is logged.
 pub(crate) fn drop_run(run: PendingRun) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(run))) {
-        let error = panic_error(panic.as_ref());
-        tracing::error!(%error, "a handler's future panicked while it was dropped");
-    }
+    drop_guarded(run);
 }

@@ -11,8 +11,11 @@ const LEAST_SHARE: usize = 256;
 /// Messages that one read asks for at most: large enough that the cost of a read is spread thin, small enough that a
 /// partition passes its share by little.
 const LARGEST_READ: usize = 4_096;
-/// What a message is taken to weigh before one was seen.
-const FIRST_GUESS_BYTES: usize = 4 << 10;
+/// What a message is taken to weigh before one was seen: what brokers take by default.
+const FIRST_GUESS_BYTES: usize = 1 << 20;
+/// What a message is taken to weigh at least, so that larger ones that follow many small ones pass the bound by a factor that
+/// is known.
+const LEAST_GUESS_BYTES: usize = 4 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -22,6 +25,8 @@ pub(crate) struct Budget {
     by_slot: Vec<Held>,
     /// The largest message seen lately, in bytes: what a read of n messages may bring.
     largest: usize,
+    /// Nothing was taken since the last read began.
+    fresh: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,6 +43,7 @@ impl Budget {
             held: Held::default(),
             by_slot: Vec::new(),
             largest: FIRST_GUESS_BYTES,
+            fresh: true,
         }
     }
 
@@ -53,12 +59,15 @@ impl Budget {
         messages.min((bytes / 4 / self.largest).max(1)).min(LARGEST_READ)
     }
 
-    /// A read begins: what was seen long ago counts less.
+    /// A read begins: if it brings messages, what was seen long ago counts less.
     pub(crate) fn begin_read(&mut self) {
-        self.largest = (self.largest - self.largest / 16).max(1);
+        self.fresh = true;
     }
 
     pub(crate) fn take(&mut self, slot: Slot, bytes: usize) {
+        if std::mem::take(&mut self.fresh) {
+            self.largest = (self.largest - self.largest / 16).max(LEAST_GUESS_BYTES);
+        }
         self.largest = self.largest.max(bytes);
         if self.by_slot.len() <= slot.index() {
             self.by_slot.resize(slot.index() + 1, Held::default());
@@ -147,6 +156,37 @@ mod tests {
         assert_eq!(budget.room(), 0);
         budget.give(Slot(0), 1 << 20);
         assert_eq!(budget.room(), 1, "one message may always come while something is free");
+    }
+
+    /// The guess shrank with every event, and after a quiet time a read asked for 4,096 messages of whatever size.
+    #[test]
+    fn p5_a_quiet_time_does_not_undo_the_bound_on_bytes() {
+        let mut budget = Budget::new(65_536, 1 << 20);
+        assert_eq!(budget.room(), 1, "nothing is known yet");
+        budget.take(Slot(0), 64 << 10);
+        budget.give(Slot(0), 64 << 10);
+        let room = budget.room();
+        for _ in 0..1_000 {
+            budget.begin_read();
+        }
+        assert_eq!(budget.room(), room);
+    }
+
+    #[test]
+    fn small_messages_are_read_by_thousands_and_what_follows_them_is_bounded() {
+        let mut budget = Budget::new(65_536, 64 << 20);
+        for _ in 0..200 {
+            budget.begin_read();
+            for _ in 0..budget.room() {
+                budget.take(Slot(0), 15);
+                budget.give(Slot(0), 15);
+            }
+        }
+        assert_eq!(budget.room(), LARGEST_READ);
+        let mut small = Budget { max_bytes: 1 << 20, ..budget };
+        assert!(small.room() <= 64, "{}", small.room());
+        small.take(Slot(0), 512 << 10);
+        assert_eq!(small.room(), 1);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! How many runs are in progress, over all shards (G5).
 //!
 //! A counter, and for each shard a flag that it found no slot. A shard sets its flag **before** it looks a last time; whoever
-//! gives a slot back adds it **before** he looks at the flags: so one of the two sees the other, and no wake-up is lost
+//! gives a slot back adds it **before** he looks at the flags: so one of the two sees the other, and no wake-up is lost. A
+//! shard that waits is given its slot, not just woken: it need not be quicker than the others to get it
 //! (model-checked below: `RUSTFLAGS="--cfg ebus_loom" cargo test -p ebus-pool --lib slots`).
 
 #[cfg(not(ebus_loom))]
@@ -26,55 +27,86 @@ pub(crate) struct Slots {
 #[derive(Debug)]
 struct Starved {
     flag: AtomicBool,
+    /// Slots that were given to this shard and to no other.
+    granted: AtomicUsize,
     waker: AtomicWaker,
 }
 
 impl Slots {
     /// `free` slots, shared by `shards` shards.
     pub(crate) fn new(free: usize, shards: usize) -> Self {
-        let starved = || Starved { flag: AtomicBool::new(false), waker: AtomicWaker::new() };
+        let starved = || Starved {
+            flag: AtomicBool::new(false),
+            granted: AtomicUsize::new(0),
+            waker: AtomicWaker::new(),
+        };
         Self { free: AtomicUsize::new(free), shards: (0..shards).map(|_| starved()).collect() }
     }
 
-    /// Takes a slot for `shard`. If there is none, `waker` is woken when one is given back.
+    /// Takes a slot for `shard`. If there is none, `waker` is woken when one was given to it.
     pub(crate) fn acquire(&self, shard: usize, waker: &Waker) -> bool {
-        if self.try_acquire() {
+        let starved = &self.shards[shard];
+        if take(&starved.granted) || take(&self.free) {
             return true;
         }
-        let starved = &self.shards[shard];
         #[cfg(not(ebus_loom))]
         starved.waker.register(waker);
         #[cfg(ebus_loom)]
         starved.waker.register_by_ref(waker);
         starved.flag.store(true, SeqCst);
-        if self.try_acquire() {
+        if take(&starved.granted) || take(&self.free) {
+            // One that is granted at this moment is taken next time, or given back when the shard rests.
             starved.flag.store(false, SeqCst);
             return true;
         }
         false
     }
 
-    fn try_acquire(&self) -> bool {
-        self.free.fetch_update(SeqCst, SeqCst, |free| free.checked_sub(1)).is_ok()
+    /// Takes what was granted to `shard` and what it found no use for.
+    pub(crate) fn take_granted(&self, shard: usize) -> usize {
+        let granted = &self.shards[shard].granted;
+        if granted.load(SeqCst) == 0 { 0 } else { granted.swap(0, SeqCst) }
     }
 
-    /// Gives slots back, and wakes the shards that found none.
-    pub(crate) fn release(&self, slots: usize) {
+    /// Gives slots of `shard` back. Shards that found none get one each before anybody else can take it, the giver last:
+    /// whoever gives back a slot would otherwise take it again before the one that waits has woken (G4).
+    pub(crate) fn release(&self, shard: usize, slots: usize) {
         if slots == 0 {
             return;
         }
         self.free.fetch_add(slots, SeqCst);
-        for starved in &self.shards {
-            if starved.flag.swap(false, SeqCst) {
-                starved.waker.wake();
-            }
-        }
+        while !self.grant(shard) {}
     }
 
-    /// Whether some shard found no slot and waits.
-    pub(crate) fn anyone_starved(&self) -> bool {
-        self.shards.iter().any(|starved| starved.flag.load(SeqCst))
+    /// Hands free slots to the shards that wait. False when one was put back: somebody may have looked in vain meanwhile.
+    fn grant(&self, giver: usize) -> bool {
+        let (before, after) = self.shards.split_at(giver + 1);
+        for starved in after.iter().chain(before) {
+            if !starved.flag.load(SeqCst) {
+                continue;
+            }
+            if !take(&self.free) {
+                return true;
+            }
+            if !starved.flag.swap(false, SeqCst) {
+                // It has helped itself.
+                self.free.fetch_add(1, SeqCst);
+                return false;
+            }
+            starved.granted.fetch_add(1, SeqCst);
+            starved.waker.wake();
+        }
+        true
     }
+
+    /// Whether another shard than this found no slot and waits.
+    pub(crate) fn others_starve(&self, shard: usize) -> bool {
+        self.shards.iter().enumerate().any(|(index, starved)| index != shard && starved.flag.load(SeqCst))
+    }
+}
+
+fn take(slots: &AtomicUsize) -> bool {
+    slots.fetch_update(SeqCst, SeqCst, |slots| slots.checked_sub(1)).is_ok()
 }
 
 #[cfg(all(test, ebus_loom))]
@@ -85,29 +117,46 @@ mod tests {
 
     use super::*;
 
-    /// Two shards share one slot: whoever finds none is woken when it comes back, in every interleaving.
-    #[test]
-    fn p9_no_wake_up_is_lost() {
-        loom::model(|| {
-            let slots = Arc::new(Slots::new(1, 2));
-            let threads: Vec<_> = (0..2)
+    /// Shards share one slot: whoever finds none gets one when it comes back, in every interleaving, and none is lost.
+    fn share(shards: usize, preemptions: Option<usize>) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = preemptions;
+        model.check(move || {
+            let slots = Arc::new(Slots::new(1, shards));
+            let threads: Vec<_> = (1..shards)
                 .map(|shard| {
                     let slots = slots.clone();
-                    thread::spawn(move || {
-                        block_on(std::future::poll_fn(|cx| {
-                            if slots.acquire(shard, cx.waker()) {
-                                std::task::Poll::Ready(())
-                            } else {
-                                std::task::Poll::Pending
-                            }
-                        }));
-                        slots.release(1);
-                    })
+                    thread::spawn(move || take_and_give_back(&slots, shard))
                 })
                 .collect();
+            take_and_give_back(&slots, 0);
             for thread in threads {
                 thread.join().expect("a shard took its slot and gave it back");
             }
+            let granted: usize = (0..shards).map(|shard| slots.take_granted(shard)).sum();
+            assert_eq!(granted + slots.free.load(SeqCst), 1);
         });
+    }
+
+    fn take_and_give_back(slots: &Slots, shard: usize) {
+        block_on(std::future::poll_fn(|cx| {
+            if slots.acquire(shard, cx.waker()) {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        }));
+        // As a shard does that rests: what it found no use for goes back too.
+        slots.release(shard, 1 + slots.take_granted(shard));
+    }
+
+    #[test]
+    fn p9_no_wake_up_is_lost() {
+        share(2, None);
+    }
+
+    #[test]
+    fn p9_no_wake_up_is_lost_among_three() {
+        share(3, Some(2));
     }
 }

@@ -19,14 +19,14 @@ pub struct PoolState {
     pub lanes: usize,
     /// The partitions that are owned.
     pub partitions: Vec<PartitionState>,
-    /// Messages that failed and are not done, and runs that last longer than they should; the oldest first, 100 a shard at
-    /// most.
+    /// Messages that failed and are not done, and those whose run lasts, or that wait for one, longer than they should; the
+    /// oldest first, 100 a shard at most.
     pub stuck: Vec<Stuck>,
     /// Shards that did not answer in time: a handler blocks their thread.
     pub blocked_shards: usize,
     /// What happened since the start.
     pub counters: Counters,
-    /// Why the last dead letter could not be published; `None` once one went through.
+    /// Why a dead letter could not be published, the last failure of those that wait; `None` when none waits for that.
     pub dead_letter_error: Option<Error>,
     /// The last passing failure that the source told of.
     pub trouble: Option<Error>,
@@ -62,16 +62,34 @@ pub struct Stuck {
     pub offset: u64,
     /// Its key.
     pub key: Option<Key>,
-    /// For how long: since its first failure, or since its run began.
+    /// For how long: since its first failure, since its run began, or since it was its key's turn.
     pub age: Duration,
+    /// What it is at.
+    pub doing: Doing,
     /// Runs that have begun.
     pub attempts: u32,
     /// The last failure; `None` while the first run lasts.
     pub last_error: Option<Error>,
-    /// Time until the next run; `None` while one is in progress or the dead letter is being published.
+    /// Time until the next run, of one that waits for its retry.
     pub next_retry: Option<Duration>,
     /// Messages of the same key behind it.
     pub waiting_behind: usize,
+}
+
+/// What a message is at that is not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Doing {
+    /// Its handler runs.
+    Running,
+    /// It failed, and waits for its next run.
+    Retrying,
+    /// It is its turn; all slots are in use, or its handler is not ready.
+    NotStarted,
+    /// The lease of its partition is over: nothing starts before it is renewed or the partition is lost.
+    LeaseOver,
+    /// Its dead letter is being published.
+    DeadLetter,
 }
 
 /// What happened since the start of the pool.

@@ -131,36 +131,37 @@ async fn p9_a_panic_is_the_failure_of_that_message_only() {
     assert_eq!(pool.counters().handled, 20);
 }
 
-/// A handler that panics when called, and cannot be cloned once the pool has its clones.
-struct Fragile(Arc<AtomicUsize>);
+/// A log that cannot take one warning: nothing of the user's code that a shard calls can end it.
+struct BrokenLog(AtomicUsize);
 
-impl Clone for Fragile {
-    fn clone(&self) -> Self {
-        assert!(self.0.fetch_add(1, SeqCst) < 100, "no more clones");
-        Self(self.0.clone())
-    }
-}
-
-impl tower::Service<ebus_core::Delivery> for Fragile {
-    type Response = Outcome;
-    type Error = std::convert::Infallible;
-    type Future = std::future::Ready<Result<Outcome, std::convert::Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-        std::task::Poll::Ready(Ok(()))
+impl tracing::Subscriber for BrokenLog {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("ebus_pool::shard")
     }
 
-    fn call(&mut self, _: ebus_core::Delivery) -> Self::Future {
-        self.0.store(100, SeqCst);
-        panic!("in the call");
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
     }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        assert!(self.0.fetch_add(1, SeqCst) > 0, "the disk of the log is full");
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[tokio::test(start_paused = true)]
 async fn p9_a_shard_that_dies_ends_the_pool_with_an_error() {
+    let _log = tracing::subscriber::set_default(BrokenLog(AtomicUsize::new(0)));
     let (mut script, source) = script();
-    let pool = Pool::start(source, config()).expect("valid");
-    pool.subscribe(topic(), Fragile(Arc::new(AtomicUsize::new(0)))).expect("open");
+    let pool = Pool::start(source, config().with_drop_rejected()).expect("valid");
+    pool.subscribe(topic(), handler(|_| async { reject() })).expect("open");
     let owned = script.assign(0);
     script.deliver(owned, Some("a"));
     let report = pool.ended().await;

@@ -16,3 +16,5 @@ pub mod oracle;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 pub mod record;
+#[cfg(any(feature = "proxy", feature = "brokers"))]
+mod route;

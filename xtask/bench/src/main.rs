@@ -42,6 +42,9 @@ struct Args {
 fn all() -> Vec<Box<dyn Benchmark>> {
     vec![
         Box::new(pool::PoolAlone),
+        Box::new(pool::Waiting::all_keys()),
+        Box::new(pool::Waiting::bounded("pool-256", 256, 200_000)),
+        Box::new(pool::Waiting::bounded("pool-1024", 1_024, 1_000_000)),
         Box::new(memory::EndToEnd),
         #[cfg(feature = "kafka")]
         Box::new(kafka::Publish::default()),
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn all_run_when_none_is_named() {
-        assert!(names(&[]).starts_with(&["pool", "memory"]));
+        assert!(names(&[]).starts_with(&["pool", "pool-1ms", "pool-256", "pool-1024", "memory"]));
     }
 
     #[test]
@@ -120,13 +123,13 @@ mod tests {
         #[cfg(feature = "kafka")]
         assert_eq!(names(&["kafka"]), ["kafka-publish", "kafka-consume"]);
         #[cfg(feature = "nats")]
-        assert_eq!(names(&["nats-publish", "pool"]), ["pool", "nats-publish"]);
+        assert_eq!(names(&["nats-publish", "memory"]), ["memory", "nats-publish"]);
     }
 
     #[test]
     fn an_unknown_name_is_refused_and_the_known_ones_are_named() {
         let Err(error) = chosen(&["memory".into(), "kafk".into()]) else { panic!("taken") };
         let text = error.to_string();
-        assert!(text.contains("called kafk;") && text.contains("pool, memory"), "{text}");
+        assert!(text.contains("called kafk;") && text.contains("pool-1024, memory"), "{text}");
     }
 }

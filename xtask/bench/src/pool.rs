@@ -1,15 +1,16 @@
-//! The pool alone: messages from memory, a handler that does nothing, 10,000 keys.
+//! The pool alone: messages from memory, 10,000 keys, a handler that does nothing or one that waits.
 //!
 //! The baseline is what is usually written: a bounded queue per worker, a hash of the key to the worker, one send per message.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use ebus_core::{
-    Error, Group, Inbound, Key, Lease, LedgerLimits, Message, Outcome, Owned, Ownership, PartitionId,
-    Position, Settlement, Source, SourceEvent, Token, Topic,
+    Error, Group, Handler, Inbound, Key, Lease, LedgerLimits, Message, Outcome, Owned, Ownership,
+    PartitionId, Position, Settlement, Source, SourceEvent, Token, Topic,
 };
 use ebus_pool::{Handlers, Pool, PoolConfig};
 
@@ -22,8 +23,83 @@ const MESSAGES: usize = 8_000_000;
 pub(crate) const QUEUES: &str =
     "a bounded queue of 1,024 per worker, 2 workers, one send per message; nothing is kept";
 
-/// The pool without a broker.
+/// The pool without a broker, and a handler that does nothing.
 pub(crate) struct PoolAlone;
+
+/// The same with a handler that waits, as one that asks a database does.
+pub(crate) struct Waiting {
+    name: &'static str,
+    messages: usize,
+    wait: Duration,
+    /// Runs in progress at most.
+    in_flight: usize,
+    /// Workers of the baseline, one message at a time each.
+    workers: usize,
+    baseline_messages: usize,
+}
+
+impl Waiting {
+    /// Every key may run at once; the baseline has as many workers as people configure.
+    pub(crate) fn all_keys() -> Self {
+        Self {
+            name: "pool-1ms",
+            messages: 2_000_000,
+            wait: Duration::from_millis(1),
+            in_flight: KEYS,
+            workers: 32,
+            baseline_messages: 40_000,
+        }
+    }
+
+    /// As many workers as runs.
+    pub(crate) fn bounded(name: &'static str, in_flight: usize, messages: usize) -> Self {
+        let wait = Duration::from_millis(2);
+        Self { name, messages, wait, in_flight, workers: in_flight, baseline_messages: messages }
+    }
+}
+
+#[async_trait]
+impl Benchmark for Waiting {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn messages(&self) -> usize {
+        self.messages
+    }
+
+    fn work(&self) -> String {
+        format!("messages made beforehand, 10,000 keys, a handler that sleeps {:?}", self.wait)
+    }
+
+    fn ours_is(&self) -> String {
+        format!(
+            "Pool, {} messages, at most {} runs at once, {PARTITIONS} partitions",
+            self.messages, self.in_flight
+        )
+    }
+
+    fn baseline_is(&self) -> String {
+        format!(
+            "a bounded queue of 1,024 per worker, {} workers, {} messages; nothing is kept",
+            self.workers, self.baseline_messages
+        )
+    }
+
+    async fn ours(&mut self) -> Result<f64> {
+        let wait = self.wait;
+        let handler = tower::service_fn(move |_| async move {
+            tokio::time::sleep(wait).await;
+            Ok::<_, Infallible>(Outcome::Ack)
+        });
+        ours(self.messages, self.in_flight, handler).await
+    }
+
+    async fn baseline(&mut self) -> Result<f64> {
+        let wait = self.wait;
+        queues(self.baseline_messages, self.workers, move || tokio::time::sleep(wait)).await
+    }
+}
 
 #[async_trait]
 impl Benchmark for PoolAlone {
@@ -48,7 +124,8 @@ impl Benchmark for PoolAlone {
     }
 
     async fn ours(&mut self) -> Result<f64> {
-        ours(MESSAGES).await
+        let handler = tower::service_fn(|_| std::future::ready(Ok::<_, Infallible>(Outcome::Ack)));
+        ours(MESSAGES, 1_024, handler).await
     }
 
     async fn baseline(&mut self) -> Result<f64> {
@@ -122,7 +199,7 @@ impl Source for Ready {
     }
 }
 
-async fn ours(n: usize) -> Result<f64> {
+async fn ours(n: usize, in_flight: usize, handler: impl Handler) -> Result<f64> {
     let (done, all_done) = tokio::sync::oneshot::channel();
     let source = Ready {
         ownership: Ownership::new(LedgerLimits::default().with_max_span(1 << 20)),
@@ -134,11 +211,10 @@ async fn ours(n: usize) -> Result<f64> {
         done: Some(done),
     };
     let group = Group::new("bench")?;
-    let handler = tower::service_fn(|_| std::future::ready(Ok::<_, std::convert::Infallible>(Outcome::Ack)));
     let begun = Instant::now();
     let pool = Pool::start_with(
         Box::new(source),
-        PoolConfig::new(group),
+        PoolConfig::new(group).with_max_in_flight(in_flight),
         Handlers::new().on(Topic::new("bench")?, handler),
     )?;
     all_done.await?;
@@ -154,19 +230,28 @@ async fn ours(n: usize) -> Result<f64> {
 }
 
 pub(crate) async fn baseline(n: usize) -> Result<f64> {
+    queues(n, 2, || std::future::ready(())).await
+}
+
+/// A bounded queue per worker; each handles one message after the other.
+async fn queues<F>(n: usize, workers: usize, handle: impl Fn() -> F + Clone + Send + 'static) -> Result<f64>
+where
+    F: Future<Output = ()> + Send,
+{
     let messages = messages();
     let state = RandomState::with_seeds(1, 2, 3, 4);
-    let workers = 2;
     let mut senders = Vec::new();
     let mut tasks = Vec::new();
     for _ in 0..workers {
         let (tx, mut rx) = tokio::sync::mpsc::channel::<(u64, Message)>(1024);
+        let handle = handle.clone();
         senders.push(tx);
         tasks.push(tokio::spawn(async move {
             let mut batch = Vec::with_capacity(256);
             let mut seen = 0u64;
             while rx.recv_many(&mut batch, 256).await > 0 {
                 for (offset, message) in batch.drain(..) {
+                    handle().await;
                     std::hint::black_box(&message);
                     seen = seen.wrapping_add(offset);
                 }

@@ -1,17 +1,22 @@
 //! Reading what is owned, a chunk of each partition in turn (G4, G5).
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Inbound, Message, Owned, Ownership, PartitionInfo, SourceEvent};
+use ebus_core::{
+    Error, ErrorKind, Inbound, LogMark, Message, Owned, Ownership, PartitionInfo, SourceEvent, Topic,
+};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
+use tokio::time::Instant;
 
-use super::{AGAIN, CHUNK, Found, KafkaSource, Phase};
+use super::{AGAIN, CHUNK, Found, KafkaSource, MARKS, Part, Phase};
 use crate::convert::slab_len;
 use crate::error::{from_code, from_kafka};
 use crate::member::{Place, names};
 use crate::sys::queue::PartitionQueue;
+use crate::topics::Control;
 
 impl KafkaSource {
     pub(super) fn fetch_from(&mut self, place: &Place, at: u64) -> Result<(), Error> {
@@ -134,13 +139,17 @@ impl KafkaSource {
             (part.owned, part.id.clone(), self.control.clone(), self.found_in.clone());
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            let result = control.run("consume", move |control| control.range(&id.topic, id.partition)).await;
+            let look = move |control: &Control| {
+                let mark = LogMark(control.existing(&id.topic)?.id);
+                Ok((mark, control.range(&id.topic, id.partition)?))
+            };
+            let result = control.run("consume", look).await;
             // A source that is gone needs no answer.
             let _ = found.send(Found::Range { owned, result });
         });
     }
 
-    pub(super) fn reset(&mut self, owned: Owned, result: Result<PartitionInfo, Error>) {
+    pub(super) fn reset(&mut self, owned: Owned, result: Result<(LogMark, PartitionInfo), Error>) {
         let Some(read_to) = self.ownership.ledger(owned).map(|ledger| ledger.read_to()) else { return };
         let Some(index) = self.parts.iter().position(|part| part.owned == owned) else { return };
         self.parts[index].resetting = false;
@@ -148,8 +157,8 @@ impl KafkaSource {
             // It is being given up: nobody reads it here any more.
             return;
         }
-        let range = match result {
-            Ok(range) => range,
+        let (mark, range) = match result {
+            Ok(found) => found,
             Err(error) => {
                 self.out.push(SourceEvent::Trouble(error));
                 self.look_up_range(index, AGAIN);
@@ -164,16 +173,12 @@ impl KafkaSource {
                 .with_context("at", read_to)
                 .with_context("earliest", range.earliest)
         };
-        self.stop_fetching(std::slice::from_ref(&place));
-        if range.end < read_to {
-            // Shorter than what was read: made anew under the same name.
-            self.out.push(SourceEvent::Trouble(trouble(
-                "the log was made anew; the partition is taken over again",
-            )));
-            self.lose(|part| part.owned == owned);
-            self.look_up(vec![place]);
+        if range.end < read_to || mark != self.parts[index].mark {
+            // Shorter than what was read, or with another id.
+            self.take_over_anew(index);
             return;
         }
+        self.stop_fetching(std::slice::from_ref(&place));
         if range.earliest > read_to.0 {
             self.out.push(SourceEvent::Trouble(trouble(
                 "messages were removed from the log before they were read; reading goes on at the first one there",
@@ -181,6 +186,53 @@ impl KafkaSource {
         }
         if let Err(error) = self.fetch_from(&place, range.earliest.max(read_to.0)) {
             self.ended = Some(error);
+        }
+    }
+}
+
+impl KafkaSource {
+    /// Of a log that was made anew under its name nothing is known here: its position is looked up again, and not found.
+    fn take_over_anew(&mut self, index: usize) {
+        let (owned, id, place) =
+            (self.parts[index].owned, self.parts[index].id.clone(), self.parts[index].place.clone());
+        self.out.push(SourceEvent::Trouble(
+            Error::new(ErrorKind::NotFound, "the log was made anew; the partition is taken over again")
+                .with_operation("consume")
+                .with_context("partition", &id),
+        ));
+        self.lose(|part| part.owned == owned);
+        self.look_up(vec![place], 0);
+    }
+
+    /// Asks whether the topics are still those that were taken over. A log that was made anew and is long enough by now
+    /// gives no error: it would go on in the middle.
+    pub(super) fn look_up_marks(&mut self) {
+        let mut topics: Vec<Topic> = self.parts.iter().map(|part| part.id.topic.clone()).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        self.next_marks = if topics.is_empty() { Some(Instant::now() + MARKS) } else { None };
+        if topics.is_empty() {
+            return;
+        }
+        let (control, found) = (self.control.clone(), self.found_in.clone());
+        tokio::spawn(async move {
+            let result = control.run("consume", move |control| control.marks(&topics)).await;
+            // A source that is gone needs no answer.
+            let _ = found.send(Found::Marks(result));
+        });
+    }
+
+    pub(super) fn marks(&mut self, result: Result<HashMap<Topic, LogMark>, Error>) {
+        self.next_marks = Some(Instant::now() + MARKS);
+        let marks = match result {
+            Ok(marks) => marks,
+            Err(error) => return tracing::debug!(%error, "topics are looked up again later"),
+        };
+        let is_another = |part: &Part| {
+            part.phase == Phase::Reading && marks.get(&part.id.topic).is_some_and(|mark| *mark != part.mark)
+        };
+        while let Some(index) = self.parts.iter().position(is_another) {
+            self.take_over_anew(index);
         }
     }
 }

@@ -21,11 +21,12 @@ use rdkafka::consumer::BaseConsumer;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::session::Session;
 use crate::clients::{self, Log};
-use crate::config::KafkaConfig;
+use crate::config::{GroupProtocol, KafkaConfig};
 use crate::convert::Slabs;
-use crate::member::{Command, Member, Place};
-use crate::positions::TakeOver;
+use crate::member::{Command, Commit, Member, Place};
+use crate::positions::{Found as Positions, are_known};
 use crate::reader::drop_elsewhere;
 use crate::sys::queue::{Batch, PartitionQueue};
 use crate::topics::Control;
@@ -36,17 +37,35 @@ const CHUNK: usize = 512;
 const PROBE: Duration = Duration::from_secs(1);
 /// How long to wait before a look-up or a claim that failed is made again.
 const AGAIN: Duration = Duration::from_millis(250);
+/// How often to wait for the member that decides where a new topic begins, before it is decided for our own partitions alone: its
+/// first partition may be a foreign consumer's, who never says.
+const WAITS: u32 = 40;
 /// How often logs and errors of the fetch handle are served.
 const SERVE: Duration = Duration::from_millis(200);
+/// How often to see whether a topic was made anew under its name, which nothing else tells while its log is long enough.
+const MARKS: Duration = Duration::from_secs(10);
 
 mod commits;
 mod fetching;
 mod ownership;
+mod session;
 
 /// What look-ups on blocking threads answer.
 enum Found {
-    TakeOver { look_up: u64, result: Result<Vec<TakeOver>, Error> },
-    Range { owned: Owned, result: Result<PartitionInfo, Error> },
+    TakeOver {
+        look_up: u64,
+        result: Result<Positions, Error>,
+    },
+    Range {
+        owned: Owned,
+        result: Result<(LogMark, PartitionInfo), Error>,
+    },
+    Marks(Result<HashMap<Topic, LogMark>, Error>),
+    /// Whether this member waits in a rebalance of its group.
+    Group {
+        asked: Instant,
+        result: Result<bool, Error>,
+    },
 }
 
 /// A partition that is owned, from its claim on.
@@ -64,6 +83,8 @@ struct Part {
     /// A look-up of the log's range is under way, because an offset was out of it.
     resetting: bool,
     probed: Instant,
+    /// Where the other partitions of its topic begin, for which this one decides: committed together with its claim.
+    starts: Vec<Commit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +107,8 @@ struct Pending {
     look_up: u64,
     places: Vec<Place>,
     again: Option<Instant>,
+    /// How often its start position was not known yet.
+    waits: u32,
 }
 
 /// A revocation that librdkafka waits for: all of it is unassigned at once.
@@ -99,6 +122,7 @@ struct InFlight {
     owned: Vec<Owned>,
     /// A revocation was held when it was sent.
     holding: bool,
+    sent: Instant,
 }
 
 pub(crate) struct KafkaSource {
@@ -114,13 +138,19 @@ pub(crate) struct KafkaSource {
     look_ups: u64,
     revocations: Vec<Revocation>,
     in_flight: Option<InFlight>,
+    session: Session,
+    member_id: Option<String>,
+    classic: bool,
     /// No commit before: the last one was refused.
     not_before: Instant,
     /// Commits in a row that say that membership is lost.
     refused: u32,
     next_commit: Instant,
     next_serve: Instant,
+    /// When to see again that the topics are still the same ones; `None` while that is being looked up.
+    next_marks: Option<Instant>,
     longest_hold: Duration,
+    begin_within: Duration,
     topics: Vec<Topic>,
     found_in: mpsc::UnboundedSender<Found>,
     found: mpsc::UnboundedReceiver<Found>,
@@ -129,6 +159,8 @@ pub(crate) struct KafkaSource {
     turn: usize,
     batch: Batch,
     slabs: Slabs,
+    /// While closing: something that finished was lost before it was committed.
+    lost_uncommitted: bool,
     ended: Option<Error>,
 }
 
@@ -160,11 +192,17 @@ impl KafkaSource {
             look_ups: 0,
             revocations: Vec::new(),
             in_flight: None,
+            session: Session::new(config.session_timeout),
+            member_id: None,
+            classic: config.group_protocol == GroupProtocol::Classic,
             not_before: now,
             refused: 0,
             next_commit: now + options.commit_interval,
             next_serve: now + SERVE,
+            next_marks: Some(now + MARKS),
             longest_hold,
+            // A rebalance that waits for a member that was killed, and a look-up.
+            begin_within: config.session_timeout + longest_hold + config.request_timeout,
             topics,
             found_in,
             found,
@@ -172,9 +210,47 @@ impl KafkaSource {
             turn: 0,
             batch: Batch::default(),
             slabs: Slabs::default(),
+            lost_uncommitted: false,
             ended: None,
             options,
         })
+    }
+
+    /// Waits until it is committed where these topics begin: what is published after that is not missed.
+    pub(crate) async fn until_begun(&mut self, topics: Vec<Topic>) -> Result<(), Error> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let end = Instant::now() + self.begin_within;
+        let mut events = Vec::new();
+        loop {
+            let (group, asked) = (self.options.group.clone(), topics.clone());
+            let control = self.control.clone();
+            let mut known =
+                std::pin::pin!(control.run("join", move |control| are_known(control, &group, &asked)));
+            let known = loop {
+                tokio::select! {
+                    known = &mut known => break known?,
+                    received = self.recv(0, &mut events) => { received?; }
+                }
+            };
+            if known {
+                self.out.splice(0..0, events);
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    "the group's members did not commit where the new topic begins; check that they run, and join again",
+                )
+                .with_operation("join")
+                .with_context("group", &self.options.group));
+            }
+            let wake = Instant::now() + AGAIN;
+            while tokio::time::timeout_at(wake, self.recv(0, &mut events)).await.is_ok_and(|got| got.is_ok())
+            {
+            }
+        }
     }
 
     fn part(&mut self, owned: Owned) -> Option<&mut Part> {
@@ -183,6 +259,8 @@ impl KafkaSource {
 
     fn on_time(&mut self) {
         let now = Instant::now();
+        self.ask_for_member(now);
+        self.watch_session(now);
         if now >= self.next_serve {
             self.next_serve = now + SERVE;
             if let Some(fetch) = &self.fetch {
@@ -194,7 +272,10 @@ impl KafkaSource {
             .partition::<Vec<_>, _>(|pending| pending.again.is_some_and(|at| at <= now));
         self.pending = waiting;
         for pending in again {
-            self.look_up(pending.places);
+            self.look_up(pending.places, pending.waits);
+        }
+        if self.next_marks.is_some_and(|at| at <= now) {
+            self.look_up_marks();
         }
         self.commit();
         self.finish_releases();
@@ -202,6 +283,8 @@ impl KafkaSource {
 
     fn next_time(&self) -> Instant {
         let mut next = self.next_serve;
+        next =
+            self.session.deadline().filter(|_| !self.parts.is_empty()).into_iter().fold(next, Instant::min);
         // While a commit is in flight its answer comes first.
         let commit = |at: Instant| self.in_flight.is_none().then_some(at.max(self.not_before));
         for part in &self.parts {
@@ -209,7 +292,7 @@ impl KafkaSource {
             let at = match part.phase {
                 Phase::Claiming => commit(self.next_commit),
                 Phase::Reading if uncommitted => commit(self.next_commit),
-                Phase::Reading => None,
+                Phase::Reading => self.session.probe_at().and_then(commit),
                 Phase::Revoking { deadline } | Phase::Releasing { deadline } => {
                     next = next.min(deadline);
                     commit(if uncommitted { self.next_commit } else { part.probed + PROBE })
@@ -221,6 +304,8 @@ impl KafkaSource {
     }
 
     fn serve(&mut self) {
+        // Before anything that waited here meanwhile: after a long sleep all of it is of an old session.
+        self.watch_session(Instant::now());
         while let Ok(event) = self.member.events.try_recv() {
             self.member_said(event);
         }

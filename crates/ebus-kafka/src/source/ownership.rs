@@ -2,24 +2,26 @@
 
 use std::collections::VecDeque;
 
-use ebus_core::{Assigned, Error, ErrorKind, Lease, Owned, PartitionId, SourceEvent};
+use ebus_core::{Assigned, Error, ErrorKind, Owned, PartitionId, SourceEvent};
 use tokio::time::Instant;
 
-use super::{AGAIN, Found, KafkaSource, Part, Pending, Phase, Revocation, partition_id, place};
+use super::{AGAIN, Found, KafkaSource, Part, Pending, Phase, Revocation, WAITS, partition_id, place};
 use crate::member::{Command, MemberEvent, Place};
-use crate::positions::{TakeOver, take_over};
+use crate::positions::{Begin, TakeOver, take_over};
 
 impl KafkaSource {
     pub(super) fn member_said(&mut self, event: MemberEvent) {
         match event {
-            MemberEvent::Assigned(places) => {
+            MemberEvent::Assigned(places, id) => {
+                self.member_id = id;
                 tracing::debug!(group = %self.options.group, ?places, "assigned");
                 if !places.is_empty() {
-                    self.look_up(places);
+                    self.look_up(places, 0);
                 }
             }
             MemberEvent::Revoking(places) => self.revoke(places),
             MemberEvent::Lost(places) => {
+                self.member.losses += 1;
                 tracing::warn!(group = %self.options.group, ?places, "partitions lost without notice");
                 self.lose(|part| places.contains(&part.place));
                 self.forget_pending(&places);
@@ -27,6 +29,7 @@ impl KafkaSource {
                     .retain(|revocation| !revocation.places.iter().any(|place| places.contains(place)));
             }
             MemberEvent::LostAll(error) => {
+                self.member.losses += 1;
                 self.lose_all();
                 self.out.push(SourceEvent::Trouble(error));
             }
@@ -52,16 +55,18 @@ impl KafkaSource {
         self.pending.retain(|pending| !pending.places.is_empty());
     }
 
-    pub(super) fn look_up(&mut self, places: Vec<Place>) {
+    /// Looks up where these are to be taken over; `waits` says how often that was tried before.
+    pub(super) fn look_up(&mut self, places: Vec<Place>, waits: u32) {
         self.look_ups += 1;
         let look_up = self.look_ups;
         let partitions: Vec<PartitionId> = places.iter().filter_map(partition_id).collect();
-        let (control, group, start) = (self.control.clone(), self.options.group.clone(), self.options.start);
+        let begin = Begin { start: self.options.start, alone: waits >= WAITS };
+        let (control, group) = (self.control.clone(), self.options.group.clone());
         let found = self.found_in.clone();
-        self.pending.push(Pending { look_up, places, again: None });
+        self.pending.push(Pending { look_up, places, again: None, waits });
         tokio::spawn(async move {
             let result =
-                control.run("consume", move |control| take_over(control, &group, &partitions, start)).await;
+                control.run("consume", move |control| take_over(control, &group, &partitions, begin)).await;
             // A source that is gone needs no answer.
             let _ = found.send(Found::TakeOver { look_up, result });
         });
@@ -71,15 +76,23 @@ impl KafkaSource {
         let (look_up, result) = match found {
             Found::TakeOver { look_up, result } => (look_up, result),
             Found::Range { owned, result } => return self.reset(owned, result),
+            Found::Marks(result) => return self.marks(result),
+            Found::Group { asked, result } => return self.asked_for(asked, result),
         };
         // What was revoked meanwhile is not wanted any more.
         let mine = |pending: &Pending| pending.look_up == look_up && pending.again.is_none();
         let Some(index) = self.pending.iter().position(mine) else { return };
-        let wanted = self.pending.swap_remove(index).places;
+        let Pending { places: wanted, waits, .. } = self.pending.swap_remove(index);
         match result {
-            Ok(taken) => {
-                for one in taken.into_iter().filter(|one| wanted.contains(&place(&one.partition))) {
+            Ok(found) => {
+                for one in found.taken.into_iter().filter(|one| wanted.contains(&place(&one.partition))) {
                     self.claim(one);
+                }
+                let waiting: Vec<Place> =
+                    found.undecided.iter().map(place).filter(|place| wanted.contains(place)).collect();
+                if !waiting.is_empty() {
+                    let again = Some(Instant::now() + AGAIN);
+                    self.pending.push(Pending { look_up, places: waiting, again, waits: waits + 1 });
                 }
                 self.next_commit = Instant::now();
             }
@@ -87,7 +100,8 @@ impl KafkaSource {
                 self.out.push(SourceEvent::Trouble(error));
                 // Each by itself: one that cannot be looked up does not hold the others back.
                 let again = Some(Instant::now() + AGAIN);
-                let apart = wanted.into_iter().map(|place| Pending { look_up, places: vec![place], again });
+                let apart =
+                    wanted.into_iter().map(|place| Pending { look_up, places: vec![place], again, waits });
                 self.pending.extend(apart);
             }
         }
@@ -98,12 +112,11 @@ impl KafkaSource {
         if let Some(trouble) = taken.trouble {
             self.out.push(SourceEvent::Trouble(trouble));
         }
-        let assigned = self.ownership.assign(
-            taken.partition.clone(),
-            taken.epoch.next(),
-            &taken.position,
-            Lease::unlimited(),
-        );
+        // What the pool gets is the lease of the session in which the claim is accepted.
+        let lease = self.session.lease();
+        let assigned =
+            self.ownership.assign(taken.partition.clone(), taken.epoch.next(), &taken.position, lease);
+        let starts = taken.starts.into_iter().map(|(id, at, text)| (place(&id), at, text)).collect();
         self.parts.push(Part {
             owned: assigned.owned,
             place: place(&taken.partition),
@@ -115,15 +128,18 @@ impl KafkaSource {
             held: VecDeque::new(),
             resetting: false,
             probed: Instant::now(),
+            starts,
         });
     }
 
     pub(super) fn claimed(&mut self, owned: Owned) {
         let Some(at) = self.ownership.ledger(owned).map(|ledger| ledger.read_to().0) else { return };
+        let lease = self.session.lease();
         let Some(part) = self.part(owned) else { return };
         part.phase = Phase::Reading;
         part.told = true;
-        let assigned = Assigned { owned, partition: part.id.clone(), lease: Lease::unlimited() };
+        part.starts.clear();
+        let assigned = Assigned { owned, partition: part.id.clone(), lease };
         let place = part.place.clone();
         match self.fetch_from(&place, at) {
             Ok(()) => self.out.push(SourceEvent::Assigned { owned: vec![assigned] }),
@@ -197,6 +213,13 @@ impl KafkaSource {
             self.out.push(SourceEvent::Released { owned: vec![part.owned], committed });
         }
         self.close(part.owned);
+        self.end_session_of_none();
+    }
+
+    fn end_session_of_none(&mut self) {
+        if self.parts.is_empty() {
+            self.session.end();
+        }
     }
 
     pub(super) fn close(&mut self, owned: Owned) {
@@ -234,5 +257,6 @@ impl KafkaSource {
         if !tell.is_empty() {
             self.out.push(SourceEvent::Lost { owned: tell });
         }
+        self.end_session_of_none();
     }
 }

@@ -1,4 +1,4 @@
-//! Calls of librdkafka's admin interface: topics with their ids, and the offsets of groups with raw metadata.
+//! Calls of librdkafka's admin interface: topics with their ids. None that goes to the coordinator of a group (see `committed.rs`).
 //!
 //! Each call blocks for up to its timeout: for a blocking thread only.
 
@@ -10,9 +10,8 @@ use ebus_core::Error;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::{Offset, TopicPartitionList};
 
-use crate::error::{from_code, from_kafka, invalid};
+use crate::error::{from_code, invalid};
 
 const ERR_LEN: usize = 512;
 
@@ -27,26 +26,8 @@ pub(crate) struct Described {
     pub(crate) led: bool,
 }
 
-/// What a group has committed for a partition.
-#[derive(Debug, Clone)]
-pub(crate) struct GroupOffset {
-    pub(crate) partition: i32,
-    /// `None` when nothing is committed.
-    pub(crate) offset: Option<i64>,
-    pub(crate) metadata: Vec<u8>,
-}
-
-/// An offset to commit on behalf of a group without members.
-#[derive(Debug, Clone)]
-pub(crate) struct NewOffset<'a> {
-    pub(crate) topic: &'a str,
-    pub(crate) partition: u32,
-    pub(crate) offset: u64,
-    pub(crate) metadata: String,
-}
-
 /// Owns a pointer of librdkafka and the function that frees it.
-struct Owned<T>(NonNull<T>, unsafe extern "C" fn(*mut T));
+pub(super) struct Owned<T>(NonNull<T>, unsafe extern "C" fn(*mut T));
 
 impl<T> Owned<T> {
     fn new(ptr: *mut T, free: unsafe extern "C" fn(*mut T), operation: &'static str) -> Result<Self, Error> {
@@ -55,7 +36,7 @@ impl<T> Owned<T> {
             .ok_or_else(|| from_code(operation, RDKafkaErrorCode::InvalidArgument))
     }
 
-    fn ptr(&self) -> *mut T {
+    pub(super) fn ptr(&self) -> *mut T {
         self.0.as_ptr()
     }
 }
@@ -67,7 +48,7 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-fn c_string(text: &str, operation: &'static str) -> Result<CString, Error> {
+pub(super) fn c_string(text: &str, operation: &'static str) -> Result<CString, Error> {
     CString::new(text)
         .map_err(|_| invalid("a name must not have a zero byte in it").with_operation(operation))
 }
@@ -76,12 +57,12 @@ fn millis(timeout: Duration) -> i32 {
     i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX)
 }
 
-type Options = Owned<rd::rd_kafka_AdminOptions_t>;
-type Queue = Owned<rd::rd_kafka_queue_t>;
-type Event = Owned<rd::rd_kafka_event_t>;
+pub(super) type Options = Owned<rd::rd_kafka_AdminOptions_t>;
+pub(super) type Queue = Owned<rd::rd_kafka_queue_t>;
+pub(super) type Event = Owned<rd::rd_kafka_event_t>;
 
 /// Makes one admin call: `start` enqueues it, the answer is waited for.
-fn call<C: ClientContext>(
+pub(super) fn call<C: ClientContext>(
     client: &Client<C>,
     operation: &'static str,
     kind: rd::rd_kafka_admin_op_t,
@@ -122,6 +103,42 @@ fn call<C: ClientContext>(
     if code == RDKafkaErrorCode::NoError { Ok(event) } else { Err(from_code(operation, code)) }
 }
 
+/// A broker that is there: all of them know the topics, and the controller, which librdkafka would ask, may be away.
+fn any_broker<C: ClientContext>(
+    client: &Client<C>,
+    operation: &'static str,
+    timeout: Duration,
+) -> Result<i32, Error> {
+    let mut metadata = std::ptr::null();
+    // SAFETY: the client is live; without topics only brokers are asked for. What is written to `metadata` on success is read
+    // before it is destroyed here, and the list has as many elements as it says.
+    let (code, found) = unsafe {
+        let code: RDKafkaErrorCode = rd::rd_kafka_metadata(
+            client.native_ptr(),
+            0,
+            std::ptr::null_mut(),
+            &mut metadata,
+            millis(timeout),
+        )
+        .into();
+        if code != RDKafkaErrorCode::NoError || metadata.is_null() {
+            (code, None)
+        } else {
+            let count = usize::try_from((*metadata).broker_cnt).unwrap_or(0);
+            let answered = (*metadata).orig_broker_id;
+            let known = |id: &i32| *id == answered;
+            let ids: Vec<i32> = (0..count).map(|index| (*(*metadata).brokers.add(index)).id).collect();
+            rd::rd_kafka_metadata_destroy(metadata);
+            (code, ids.iter().copied().find(known).or(ids.first().copied()))
+        }
+    };
+    match (code, found) {
+        (RDKafkaErrorCode::NoError, Some(broker)) => Ok(broker),
+        (RDKafkaErrorCode::NoError, None) => Err(from_code(operation, RDKafkaErrorCode::AllBrokersDown)),
+        (code, _) => Err(from_code(operation, code)),
+    }
+}
+
 /// Looks topics up; `None` for one that does not exist. Never creates any.
 pub(crate) fn describe_topics<C: ClientContext>(
     client: &Client<C>,
@@ -135,7 +152,13 @@ pub(crate) fn describe_topics<C: ClientContext>(
     let names = topics.iter().map(|topic| c_string(topic, OPERATION)).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let kind = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+    let broker = any_broker(client, OPERATION, timeout)?;
     let event = call(client, OPERATION, kind, timeout, |rk, options, queue| {
+        let mut text = [0 as c_char; ERR_LEN];
+        // SAFETY: `options` is live, and `text` has room for the length given. If it is refused, the controller is asked.
+        unsafe {
+            rd::rd_kafka_AdminOptions_set_broker(options.ptr(), broker, text.as_mut_ptr(), ERR_LEN);
+        }
         // SAFETY: `pointers` are C strings that `names` keeps alive; the collection copies them. The call copies what it
         // needs of collection and options and keeps a reference to the queue.
         unsafe {
@@ -275,162 +298,5 @@ pub(crate) fn create_topic<C: ClientContext>(
         code => {
             Err(from_code(OPERATION, code).with_context("topic", topic).with_context("broker_said", said))
         }
-    }
-}
-
-/// A list of partitions, of names that have been checked by [`c_string`].
-fn partition_list<'a>(
-    partitions: impl ExactSizeIterator<Item = (&'a str, u32, Option<(u64, &'a str)>)>,
-    operation: &'static str,
-) -> Result<TopicPartitionList, Error> {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for (topic, partition, position) in partitions {
-        c_string(topic, operation)?;
-        let partition = i32::try_from(partition).map_err(|_| invalid("no such partition"))?;
-        let mut element = list.add_partition(topic, partition);
-        if let Some((offset, metadata)) = position {
-            let offset = Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
-            element.set_offset(offset).map_err(|error| from_kafka(operation, error))?;
-            element.set_metadata(metadata);
-        }
-    }
-    Ok(list)
-}
-
-/// What a group has committed for these partitions, in the order in which the broker says it.
-pub(crate) fn group_offsets<'a, C: ClientContext>(
-    client: &Client<C>,
-    group: &str,
-    partitions: impl ExactSizeIterator<Item = (&'a str, u32)>,
-    timeout: Duration,
-) -> Result<Vec<GroupOffset>, Error> {
-    const OPERATION: &str = "read committed positions";
-    if partitions.len() == 0 {
-        return Ok(Vec::new());
-    }
-    let group = c_string(group, OPERATION)?;
-    let list = partition_list(partitions.map(|(topic, partition)| (topic, partition, None)), OPERATION)?;
-    let kind = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS;
-    let event = call(client, OPERATION, kind, timeout, |rk, options, queue| {
-        // SAFETY: `group` and `list` outlive the calls, which copy them.
-        unsafe {
-            // Offsets of transactions that are not yet decided are waited for: they may be the position.
-            let error = rd::rd_kafka_AdminOptions_set_require_stable_offsets(options.ptr(), 1);
-            if !error.is_null() {
-                rd::rd_kafka_error_destroy(error);
-            }
-            let made = rd::rd_kafka_ListConsumerGroupOffsets_new(group.as_ptr(), list.ptr());
-            let made = Owned::new(made, rd::rd_kafka_ListConsumerGroupOffsets_destroy, OPERATION)?;
-            let mut requests = [made.ptr()];
-            rd::rd_kafka_ListConsumerGroupOffsets(
-                rk,
-                requests.as_mut_ptr(),
-                requests.len(),
-                options.ptr(),
-                queue.ptr(),
-            );
-        }
-        Ok(())
-    })?;
-    // SAFETY: the event answers the call above; what is read through it lives as long as the event.
-    unsafe {
-        let result = rd::rd_kafka_event_ListConsumerGroupOffsets_result(event.ptr());
-        let mut count = 0;
-        let groups = if result.is_null() {
-            std::ptr::null_mut()
-        } else {
-            rd::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count)
-        };
-        read_group_result(OPERATION, groups, count)
-    }
-}
-
-/// Commits offsets for a group that has no members. A group with members refuses: `Fenced` or `Unexpected`.
-pub(crate) fn alter_group_offsets<C: ClientContext>(
-    client: &Client<C>,
-    group: &str,
-    offsets: &[NewOffset<'_>],
-    timeout: Duration,
-) -> Result<(), Error> {
-    const OPERATION: &str = "commit start positions";
-    let group = c_string(group, OPERATION)?;
-    let list = partition_list(
-        offsets.iter().map(|new| (new.topic, new.partition, Some((new.offset, new.metadata.as_str())))),
-        OPERATION,
-    )?;
-    let kind = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS;
-    let event = call(client, OPERATION, kind, timeout, |rk, options, queue| {
-        // SAFETY: `group` and `list` outlive the calls, which copy them.
-        unsafe {
-            let made = rd::rd_kafka_AlterConsumerGroupOffsets_new(group.as_ptr(), list.ptr());
-            let made = Owned::new(made, rd::rd_kafka_AlterConsumerGroupOffsets_destroy, OPERATION)?;
-            let mut requests = [made.ptr()];
-            rd::rd_kafka_AlterConsumerGroupOffsets(
-                rk,
-                requests.as_mut_ptr(),
-                requests.len(),
-                options.ptr(),
-                queue.ptr(),
-            );
-        }
-        Ok(())
-    })?;
-    // SAFETY: the event answers the call above; what is read through it lives as long as the event.
-    unsafe {
-        let result = rd::rd_kafka_event_AlterConsumerGroupOffsets_result(event.ptr());
-        let mut count = 0;
-        let groups = if result.is_null() {
-            std::ptr::null_mut()
-        } else {
-            rd::rd_kafka_AlterConsumerGroupOffsets_result_groups(result, &mut count)
-        };
-        read_group_result(OPERATION, groups, count).map(drop)
-    }
-}
-
-/// # Safety
-/// `groups` points to `count` live group results; it may be null when `count` is 0.
-unsafe fn read_group_result(
-    operation: &'static str,
-    groups: *mut *const rd::rd_kafka_group_result_t,
-    count: usize,
-) -> Result<Vec<GroupOffset>, Error> {
-    if count == 0 {
-        return Err(from_code(operation, RDKafkaErrorCode::Inconsistent));
-    }
-    // SAFETY: by the contract of this function; elements and their metadata live as long as the result, and null is checked
-    // for.
-    unsafe {
-        let group = *groups;
-        let error = rd::rd_kafka_group_result_error(group);
-        if !error.is_null() {
-            let code: RDKafkaErrorCode = rd::rd_kafka_error_code(error).into();
-            if code != RDKafkaErrorCode::NoError {
-                return Err(from_code(operation, code));
-            }
-        }
-        let list = rd::rd_kafka_group_result_partitions(group);
-        if list.is_null() {
-            return Err(from_code(operation, RDKafkaErrorCode::Inconsistent));
-        }
-        let mut out = Vec::new();
-        for i in 0..usize::try_from((*list).cnt).unwrap_or(0) {
-            let element = &*(*list).elems.add(i);
-            let topic = CStr::from_ptr(element.topic).to_string_lossy().into_owned();
-            let code: RDKafkaErrorCode = element.err.into();
-            if code != RDKafkaErrorCode::NoError {
-                return Err(from_code(operation, code)
-                    .with_context("topic", topic)
-                    .with_context("partition", element.partition));
-            }
-            let metadata = if element.metadata.is_null() || element.metadata_size == 0 {
-                Vec::new()
-            } else {
-                std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size).to_vec()
-            };
-            let offset = (element.offset >= 0).then_some(element.offset);
-            out.push(GroupOffset { partition: element.partition, offset, metadata });
-        }
-        Ok(out)
     }
 }

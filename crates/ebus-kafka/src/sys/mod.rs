@@ -1,8 +1,11 @@
 //! The one module with `unsafe`: what rdkafka's safe wrapper lacks or would panic on.
 //!
-//! - [`admin`]: topic ids, and a group's offsets with their metadata as bytes. The wrapper's `metadata()` panics on what is
-//!   not UTF-8, and any consumer of the group may have written such (G9).
+//! - [`admin`]: topics and their ids.
 //! - [`commit`]: commits whose answer is heard without waiting for it.
+//! - [`committed`]: a group's offsets with their metadata as bytes. The wrapper's `metadata()` panics on what is not UTF-8, and
+//!   any consumer of the group may have written such (G9).
+//! - [`ends`]: where all partitions of a topic begin and end, by one call.
+//! - [`group`]: whether a group is in a rebalance, and this member one of its members.
 //! - [`queue`]: messages of a partition by the batch. The wrapper makes an event and a reference count per message, and panics
 //!   on a header name that is not UTF-8.
 //! - [`produce`]: whether a failed message may be stored.
@@ -12,5 +15,8 @@
 
 pub(crate) mod admin;
 pub(crate) mod commit;
+pub(crate) mod committed;
+pub(crate) mod ends;
+pub(crate) mod group;
 pub(crate) mod produce;
 pub(crate) mod queue;

@@ -151,7 +151,7 @@ async fn d03_a_crashed_member_is_out_and_its_source_has_ended() {
         assert_eq!(one.source.recv(9, &mut events).await.unwrap_err().kind(), ErrorKind::Unavailable);
         assert!(events.is_empty());
     }
-    assert_eq!(one.close().await.unwrap_err().kind(), ErrorKind::Unavailable, "nothing of it was committed");
+    assert_eq!(one.close().await.unwrap_err().kind(), ErrorKind::Fenced, "nothing of it was committed");
     assert_eq!(faults.crash(&group(), first).unwrap_err().kind(), ErrorKind::NotFound);
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ebus_core::{Owned, PartitionId, Settlement, Slot};
 use tokio::time::Instant;
 
-use super::{BLOCKED_GRACE, Draining, Driver, HeldBack, Partition, send};
+use super::{Draining, Driver, Grace, HeldBack, after, sleep_until};
 use crate::endings::{Ending, Then};
 use crate::jobs::{Job, ToShard};
 use crate::state::Left;
@@ -24,40 +24,37 @@ impl Driver {
     pub(super) fn end(&mut self, owned: &[Owned], then: Then, deadline: Instant) {
         let shards = self.shards.len();
         let mut begun = Vec::new();
-        let mut never_began = Vec::new();
-        for owned in owned {
-            if self.endings.hasten(*owned, Some(then), deadline) {
+        for &owned in owned {
+            if self.endings.hasten(owned, then, deadline) {
                 continue;
             }
-            let held_back = |partition: &&mut Partition| !partition.ending || partition.held_back.is_some();
-            let Some(partition) = self.current(*owned).filter(held_back) else {
+            let Some(partition) = self.current(owned) else {
                 // Known to the source and not to us: nothing of it can run.
                 if then == Then::Release {
-                    never_began.push(*owned);
+                    self.source.release(&[owned]);
                 }
                 continue;
             };
-            partition.ending = true;
-            match &mut partition.held_back {
-                Some(held_back) => {
-                    held_back.then = Some(then);
-                    for job in std::mem::take(&mut held_back.jobs) {
-                        self.settle_now(job);
-                    }
+            let ending = std::mem::replace(&mut partition.ending, true);
+            if let Some(held_back) = &mut partition.held_back {
+                // It never began. What it waits for must end as soon as itself would.
+                held_back.then = held_back.then.max(Some(then));
+                for job in std::mem::take(&mut held_back.jobs) {
+                    self.settle_now(job);
                 }
-                None => {
-                    self.endings.begin(*owned, shards, then, deadline);
-                    begun.push(*owned);
+                self.endings.hasten_slot(owned.slot, deadline);
+                if then == Then::Forget {
+                    self.cancel(&self.endings.of_slot(owned.slot));
                 }
+            } else if !ending {
+                self.endings.begin(owned, shards, then, deadline);
+                begun.push(owned);
             }
         }
         if !begun.is_empty() {
             for shard in &self.shards {
-                send(shard, ToShard::End(begun.clone()));
+                shard.tell(ToShard::End(begun.clone()));
             }
-        }
-        for owned in never_began {
-            self.ended(owned, then);
         }
         self.count_owned();
     }
@@ -84,19 +81,20 @@ impl Driver {
             self.endings.cancelled(*owned);
         }
         for shard in &self.shards {
-            send(shard, ToShard::Cancel(open.clone()));
+            shard.tell(ToShard::Cancel(open.clone()));
         }
     }
 
     pub(super) fn note_left(&mut self, owned: Owned, ending: &Ending) {
         let left = ending.left;
-        if self.draining.is_none() || left.queued + left.failing + left.cancelled == 0 {
+        let queued = ending.never_started(self.budget.held_by(owned.slot).messages);
+        if self.draining.is_none() || queued + left.failing + left.cancelled == 0 {
             return;
         }
         if let Some(partition) = self.partitions.get(owned.slot.index()).and_then(Option::as_ref) {
             self.left.push(Left {
                 partition: PartitionId::clone(&partition.id),
-                queued: left.queued,
+                queued,
                 failing: left.failing,
                 cancelled: left.cancelled,
             });
@@ -123,7 +121,7 @@ impl Driver {
 
     /// The former ownership has ended everywhere: the next one of the partition begins.
     pub(super) fn begin_held_back(&mut self, slot: Slot) {
-        let Some(partition) = self.partitions[slot.index()].as_mut() else { return };
+        let Some(partition) = self.partitions.get_mut(slot.index()).and_then(Option::as_mut) else { return };
         let Some(HeldBack { assigned, jobs, then }) = partition.held_back.take() else { return };
         if let Some(then) = then {
             return self.ended(assigned.owned, then);
@@ -139,16 +137,21 @@ impl Driver {
         self.send_batches();
     }
 
+    /// Ends all; asked again, the sooner deadline counts.
     pub(super) fn drain(&mut self, within: Duration) {
-        if self.draining.is_some() {
-            return;
+        let mut deadline = after(Instant::now(), within);
+        if let Some(draining) = &mut self.draining {
+            deadline = deadline.min(draining.deadline);
+            draining.deadline = deadline;
+        } else {
+            self.draining = Some(Draining { deadline, handled_before: self.finished() });
         }
-        let deadline = Instant::now() + within;
-        self.draining = Some(Draining { deadline, handled_before: self.finished() });
-        let all: Vec<Owned> = self.partitions.iter().flatten().map(|partition| partition.owned).collect();
-        let open: Vec<Owned> =
-            all.into_iter().filter(|owned| !self.endings.hasten(*owned, None, deadline)).collect();
-        self.end(&open, Then::Drain, deadline);
+        self.endings.hasten_all(deadline);
+        self.end(&self.all_owned(), Then::Drain, deadline);
+    }
+
+    fn all_owned(&self) -> Vec<Owned> {
+        self.partitions.iter().flatten().map(|partition| partition.owned).collect()
     }
 
     pub(super) fn finished(&self) -> u64 {
@@ -157,17 +160,25 @@ impl Driver {
     }
 
     /// Cancels everything, and waits until no run is left: the source may be dropped only then, because what it owned may run
-    /// elsewhere the moment after (G3).
-    pub(super) async fn cancel_all(&mut self) {
-        let all: Vec<Owned> = self.partitions.iter().flatten().map(|partition| partition.owned).collect();
-        self.lost(&all);
-        let deadline = Instant::now() + BLOCKED_GRACE;
-        while !self.endings.is_empty() {
-            match tokio::time::timeout_at(deadline, self.from_shards.recv()).await {
-                Ok(Some(message)) => self.shard_said(message),
-                Ok(None) | Err(_) => {
-                    tracing::error!("handlers block their threads and could not be cancelled in time");
-                    return;
+    /// elsewhere the moment after (G3). The source is polled meanwhile, if it can be, so that it stays a member.
+    pub(super) async fn cancel_all(&mut self, mut poll_source: bool) {
+        self.lost(&self.all_owned());
+        self.cancel(&self.endings.all());
+        let mut events = Vec::new();
+        let mut grace = Grace::default();
+        while !self.endings.is_empty() && !grace.is_over() {
+            grace.run(true);
+            let turn = sleep_until(grace.next);
+            tokio::select! {
+                message = self.from_shards.recv() => match message {
+                    Some(message) => self.shard_said(message),
+                    None => return,
+                },
+                () = turn => {}
+                received = self.source.recv(0, &mut events), if poll_source => {
+                    // All is lost already, whatever it says.
+                    poll_source = received.is_ok_and(|events| events > 0);
+                    events.clear();
                 }
             }
         }

@@ -1,19 +1,21 @@
 //! The driver: owns the source and the budget, and ends ownerships in the right order (G1, G3, G5, G6).
 
 use std::collections::HashSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ebus_core::{
-    Assigned, Error, ErrorKind, Inbound, Owned, PartitionId, Settlement, Source, SourceEvent, Token, Topic,
+    Assigned, Error, ErrorKind, Inbound, Owned, PartitionId, Settlement, Source, SourceEvent, Topic,
 };
+use futures_util::FutureExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::endings::{Ending, Endings, Then};
+use crate::endings::{Endings, Then};
 use crate::jobs::{FromShard, Job, ToShard};
 use crate::route::Router;
 use crate::runner::Runner;
@@ -21,13 +23,11 @@ use crate::share::Budget;
 use crate::shared::Shared;
 use crate::state::{DrainReport, Left, PoolState};
 
-/// How long a drain that is past its deadline waits for shards whose thread a handler blocks.
-const BLOCKED_GRACE: Duration = Duration::from_secs(5);
-/// The least time for the last commit, when a drain has used its own up.
-const LEAST_CLOSE: Duration = Duration::from_secs(1);
-
 mod ending;
+mod finish;
 mod state;
+
+use finish::{End, Grace};
 
 /// From the handle to the driver.
 pub(crate) enum Control {
@@ -70,12 +70,27 @@ struct Draining {
     handled_before: u64,
 }
 
+/// The ways to a shard.
+pub(crate) struct ShardHandle {
+    pub(crate) commands: UnboundedSender<ToShard>,
+    pub(crate) jobs: UnboundedSender<Vec<Job>>,
+}
+
+impl ShardHandle {
+    /// A shard that is gone is noticed by the end of its task.
+    fn tell(&self, command: ToShard) {
+        if self.commands.send(command).is_err() {
+            tracing::error!("a shard of the pool has ended");
+        }
+    }
+}
+
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     source: Box<dyn Source>,
     control: UnboundedReceiver<Control>,
     from_shards: UnboundedReceiver<FromShard>,
-    shards: Vec<UnboundedSender<ToShard>>,
+    shards: Vec<ShardHandle>,
     /// The shards' tasks: none ends before the driver.
     tasks: JoinSet<()>,
     router: Router,
@@ -89,6 +104,8 @@ pub(crate) struct Driver {
     topics: Vec<Topic>,
     paused_topics: HashSet<Topic>,
     all_paused: bool,
+    /// Topics that were unsubscribed: not read while the source still owns them.
+    given_up: HashSet<Topic>,
     batches: Vec<Vec<Job>>,
     left: Vec<Left>,
     draining: Option<Draining>,
@@ -102,7 +119,7 @@ impl Driver {
         source: Box<dyn Source>,
         control: UnboundedReceiver<Control>,
         from_shards: UnboundedReceiver<FromShard>,
-        (shards, tasks): (Vec<UnboundedSender<ToShard>>, JoinSet<()>),
+        (shards, tasks): (Vec<ShardHandle>, JoinSet<()>),
         report: watch::Sender<Option<DrainReport>>,
     ) -> Self {
         let config = &shared.config;
@@ -124,6 +141,7 @@ impl Driver {
             topics: Vec::new(),
             paused_topics: HashSet::new(),
             all_paused: false,
+            given_up: HashSet::new(),
             left: Vec::new(),
             draining: None,
             trouble: None,
@@ -132,6 +150,18 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self, handlers: Vec<(Topic, Vec<Box<dyn Runner>>)>) {
+        let driven = AssertUnwindSafe(self.drive(handlers)).catch_unwind().await;
+        let ended = driven.unwrap_or_else(|_| {
+            End::Broken(Error::new(
+                ErrorKind::Unexpected,
+                "the source, or the driver of the pool, panicked; the log line of the panic says where",
+            ))
+        });
+        self.finish(ended).await;
+    }
+
+    /// Until it ends.
+    async fn drive(&mut self, handlers: Vec<(Topic, Vec<Box<dyn Runner>>)>) -> End {
         if !handlers.is_empty() {
             for (topic, runners) in handlers {
                 self.handle(&topic, runners);
@@ -141,18 +171,19 @@ impl Driver {
         }
         let mut events = Vec::new();
         let mut handle_lives = true;
-        let ended = loop {
+        let mut grace = Grace::default();
+        loop {
             while let Ok(message) = self.from_shards.try_recv() {
                 self.shard_said(message);
             }
-            if let Some(draining) = &self.draining {
-                let blocked = Instant::now() >= draining.deadline + BLOCKED_GRACE;
-                if self.endings.is_empty() || blocked {
-                    break None;
+            if self.draining.is_some() {
+                if self.endings.is_empty() || grace.is_over() {
+                    return End::Drained;
                 }
+                grace.run(self.endings.all_cancelled());
             }
             let room = if self.draining.is_some() { 0 } else { self.budget.room() };
-            let wake = self.next_wake();
+            let wake = self.endings.next_cancel().into_iter().chain(grace.next).min();
             tokio::select! {
                 control = self.control.recv(), if handle_lives => match control {
                     Some(control) => self.control(control),
@@ -160,58 +191,59 @@ impl Driver {
                     None => {
                         let (held, group) = (self.budget.held().messages, &self.shared.config.group);
                         tracing::warn!(%group, held, "consumer dropped without drain; its runs are cancelled");
-                        return self.cancel_all().await;
+                        return End::Forgotten;
                     }
                 },
                 message = self.from_shards.recv() => match message {
                     Some(message) => self.shard_said(message),
-                    None => break Some(Error::new(ErrorKind::Unexpected, "the shards of the pool have ended")),
+                    None => return End::Failed(Error::new(ErrorKind::Unexpected, "the shards of the pool have ended")),
                 },
                 Some(_) = self.tasks.join_next() => {
-                    break Some(Error::new(ErrorKind::Unexpected, "a shard of the pool has ended by a panic outside of any run; its log line says where"));
+                    return End::Failed(Error::new(ErrorKind::Unexpected, "a shard of the pool has ended by a panic outside of any run; its log line says where"));
                 }
                 () = sleep_until(wake) => {
                     let due = self.endings.take_due(Instant::now());
                     self.cancel(&due);
                 }
                 received = self.source.recv(room, &mut events) => match received {
-                    Ok(0) => break Some(Error::closed("consume")),
+                    Ok(0) => return End::Failed(Error::closed("consume")),
                     Ok(_) => self.take_in(&mut events),
-                    Err(error) => break Some(error),
+                    Err(error) => return End::Failed(error),
                 },
             }
-        };
-        self.finish(ended).await;
+        }
     }
 
     fn handle(&self, topic: &Topic, runners: Vec<Box<dyn Runner>>) {
         for (shard, runner) in self.shards.iter().zip(runners) {
-            send(shard, ToShard::Handler { topic: topic.clone(), runner });
+            shard.tell(ToShard::Handler { topic: topic.clone(), runner });
         }
-    }
-
-    fn next_wake(&self) -> Option<Instant> {
-        let blocked = self.draining.as_ref().map(|draining| draining.deadline + BLOCKED_GRACE);
-        self.endings.next_cancel().into_iter().chain(blocked).min()
     }
 
     fn control(&mut self, control: Control) {
         match control {
             Control::Handle { topic, runners } => {
                 self.handle(&topic, runners);
-                if !self.topics.contains(&topic) {
+                self.given_up.remove(&topic);
+                if !self.topics.contains(&topic) && self.draining.is_none() {
                     self.topics.push(topic);
                     self.source.subscribe(&self.topics);
                 }
             }
             Control::Unhandle(topic) => {
-                // The shards keep its handler: its runs go on until its partitions are released.
-                self.paused_topics.remove(&topic);
                 let before = self.topics.len();
                 self.topics.retain(|other| *other != topic);
-                if self.topics.len() < before && self.draining.is_none() {
-                    self.source.subscribe(&self.topics);
+                if self.topics.len() == before || self.draining.is_some() {
+                    return;
                 }
+                self.source.subscribe(&self.topics);
+                // Its runs go on until its partitions are released; its handler is kept until then.
+                for shard in &self.shards {
+                    shard.tell(ToShard::GiveUp(topic.clone()));
+                }
+                self.paused_topics.remove(&topic);
+                self.given_up.insert(topic);
+                self.apply_pauses();
             }
             Control::PauseAll(paused) => {
                 self.all_paused = paused;
@@ -291,8 +323,9 @@ impl Driver {
 
     fn send_batches(&mut self) {
         for (shard, batch) in self.shards.iter().zip(&mut self.batches) {
-            if !batch.is_empty() {
-                send(shard, ToShard::Jobs(std::mem::take(batch)));
+            // A shard that is gone is noticed by the end of its task.
+            if !batch.is_empty() && shard.jobs.send(std::mem::take(batch)).is_err() {
+                tracing::error!("a shard of the pool has ended");
             }
         }
     }
@@ -303,6 +336,12 @@ impl Driver {
         let seed = self.router.topic_seed(&id.topic);
         if self.partitions.len() <= owned.slot.index() {
             self.partitions.resize_with(owned.slot.index() + 1, || None);
+        }
+        if let Some(former) = self.partitions[owned.slot.index()].as_ref().map(|former| former.owned) {
+            // The source may begin an ownership without a word about the one before; it has ended by that.
+            if !self.endings.contains(former) {
+                self.lost(&[former]);
+            }
         }
         let mut partition =
             Partition { owned, id, seed, ending: false, paused: false, over_share: false, held_back: None };
@@ -322,7 +361,7 @@ impl Driver {
     fn begin(&self, assigned: &Assigned) {
         for shard in &self.shards {
             let partition = Arc::new(assigned.partition.clone());
-            send(shard, ToShard::Begin { owned: assigned.owned, partition, lease: assigned.lease.clone() });
+            shard.tell(ToShard::Begin { owned: assigned.owned, partition, lease: assigned.lease.clone() });
         }
     }
 
@@ -337,12 +376,13 @@ impl Driver {
     fn shard_said(&mut self, message: FromShard) {
         match message {
             FromShard::Settled { mut batch, sizes } => {
-                for ((token, _), bytes) in batch.iter().zip(sizes) {
+                for ((token, settlement), bytes) in batch.iter().zip(sizes) {
                     self.budget.give(token.owned().slot, bytes);
+                    if *settlement == Settlement::Dropped {
+                        self.endings.dropped(token.owned());
+                    }
                 }
-                if !self.endings.is_empty() {
-                    batch.retain(|(token, _): &(Token, Settlement)| !self.endings.is_lost(token.owned()));
-                }
+                batch.retain(|(token, settlement)| self.may_settle(token.owned(), *settlement));
                 self.source.settle(&mut batch);
                 if self.any_over_share {
                     self.apply_pauses();
@@ -357,6 +397,15 @@ impl Driver {
         }
     }
 
+    /// Nothing is settled of what is lost; and what a shard drops unread after the end of its ownership is nobody's any more.
+    fn may_settle(&self, owned: Owned, settlement: Settlement) -> bool {
+        if !self.endings.is_empty() && self.endings.contains(owned) {
+            return !self.endings.is_lost(owned);
+        }
+        let partition = self.partitions.get(owned.slot.index()).and_then(Option::as_ref);
+        settlement == Settlement::Finished || partition.is_some_and(|partition| partition.owned == owned)
+    }
+
     /// Tells the source which partitions to read: those that the user has not paused and that hold no more than they should.
     fn apply_pauses(&mut self) {
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
@@ -365,7 +414,9 @@ impl Driver {
             partition.over_share =
                 self.budget.is_over(partition.owned.slot, self.owned_count, partition.over_share);
             self.any_over_share |= partition.over_share;
-            let by_user = self.all_paused || self.paused_topics.contains(&partition.id.topic);
+            let topic = &partition.id.topic;
+            let by_user =
+                self.all_paused || self.paused_topics.contains(topic) || self.given_up.contains(topic);
             let want = partition.over_share || by_user;
             if want != partition.paused {
                 partition.paused = want;
@@ -379,45 +430,13 @@ impl Driver {
             self.source.resume(&resume);
         }
     }
-
-    /// Closes the source and reports.
-    async fn finish(mut self, ended: Option<Error>) {
-        let by_itself = ended.is_some();
-        if by_itself {
-            self.cancel_all().await;
-        }
-        let blocked: Vec<(Owned, Ending)> = self.endings.drain().collect();
-        if !by_itself && !blocked.is_empty() {
-            tracing::error!(
-                partitions = blocked.len(),
-                "handlers block their threads past the deadline of the drain"
-            );
-        }
-        let finished = self.finished();
-        let (deadline, before) =
-            self.draining.as_ref().map_or((Instant::now(), finished), |d| (d.deadline, d.handled_before));
-        let within = deadline.saturating_duration_since(Instant::now()).max(LEAST_CLOSE);
-        let closed = self.source.close(within).await;
-        let committed = match ended {
-            Some(error) => Err(error),
-            None => closed,
-        };
-        let counters = self.shared.counters.snapshot();
-        let report = DrainReport { finished: finished - before, left: self.left, committed, counters };
-        if let (true, Err(error)) = (by_itself, &report.committed) {
-            tracing::error!(group = %self.shared.config.group, error = %error.chain(), "consumer has ended by itself");
-        }
-        // First, so that whoever has the report finds the pool closed.
-        self.control.close();
-        self.report.send_replace(Some(report));
-    }
 }
 
-/// A shard that is gone is noticed by the end of its channel.
-fn send(shard: &UnboundedSender<ToShard>, message: ToShard) {
-    if shard.send(message).is_err() {
-        tracing::error!("a shard of the pool has ended");
-    }
+/// `now`, and as far behind it as there is time.
+fn after(now: Instant, wait: Duration) -> Instant {
+    /// As far as the clocks of all systems go.
+    const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
+    now + wait.min(FAR)
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -7,7 +7,7 @@ use ebus_core::PartitionId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Driver, send};
+use super::Driver;
 use crate::jobs::{ShardReport, ToShard};
 use crate::state::{PartitionState, PoolState};
 
@@ -42,7 +42,7 @@ impl Driver {
             .iter()
             .map(|shard| {
                 let (reply, answer) = oneshot::channel();
-                send(shard, ToShard::Report(reply));
+                shard.tell(ToShard::Report(reply));
                 answer
             })
             .collect();

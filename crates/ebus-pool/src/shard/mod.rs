@@ -1,7 +1,8 @@
 //! A shard: one task that runs many key lanes at once (G2, G3, G4).
 //!
 //! Each pass takes jobs in, polls what runs, brings back what waited for its retry, starts what is ready, and hands the
-//! settlements over. A handler that does not wait ends within [`Shard::accept`]: no lane, no box, no queue.
+//! settlements over. A handler that does not wait ends within [`Shard::accept`]: no lane, no box, no queue. What the driver
+//! commands is looked at before each job, so that an end never stands behind a backlog.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,40 +10,48 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ebus_core::{Delivery, Outcome, Owned, Settlement, Token, Topic};
+use ebus_core::{Outcome, Owned, Settlement, Token, Topic};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hashbrown::HashMap;
 use slab::Slab;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_util::time::DelayQueue;
 
 use crate::jobs::{FromShard, Job, ToShard};
 use crate::lane::{Head, Lane, Phase, now};
+use crate::pace::Pace;
 use crate::run::Run;
-use crate::runner::{Ended, PendingRun, Runner, Started};
+use crate::runner::{Ended, PendingRun, Runner};
 use crate::shared::Shared;
 
 /// Jobs taken in, and ends of runs looked at, before the other work of a pass.
 const CHUNK: usize = 128;
 /// Passes in one poll of the task, before other tasks of the thread have a turn.
 const PASSES: usize = 16;
-/// A pass that lasts longer means a handler that blocks its thread.
-const BLOCKED: Duration = Duration::from_millis(100);
+/// The longest wait: what the timers can hold is two years.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 86_400);
 /// When to look again at a lease that has run out and may yet be moved on.
 const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
+mod begin;
 mod outcome;
 mod report;
 mod tenure;
 
+use begin::{Begun, begin};
 use tenure::Tenure;
 
 pub(crate) struct Shard {
     index: usize,
     shared: Arc<Shared>,
-    rx: UnboundedReceiver<ToShard>,
+    commands: UnboundedReceiver<ToShard>,
+    jobs: UnboundedReceiver<Vec<Job>>,
     tx: UnboundedSender<FromShard>,
+    pace: Pace,
+    /// The runtime's clock at the beginning of this poll.
+    now: Instant,
     intake: std::vec::IntoIter<Job>,
     tenures: Vec<Option<Tenure>>,
     routes: Vec<Route>,
@@ -56,6 +65,8 @@ pub(crate) struct Shard {
     /// Slots taken and not in use by a run.
     credit: usize,
     handled: u64,
+    /// The route that is looked at first, so that none waits behind another for ever.
+    next_route: usize,
 }
 
 /// A lane's key is a hash already.
@@ -82,30 +93,27 @@ impl std::hash::Hasher for KeyIsHash {
 struct Route {
     runner: Option<Box<dyn Runner>>,
     ready: VecDeque<usize>,
-}
-
-/// What an attempt to start a run came to.
-enum Begun {
-    /// No slot, or the handler is not ready: the shard is woken when that changes.
-    Blocked,
-    /// The lease has run out.
-    LeaseOver,
-    Ended(Ended),
-    Running(PendingRun),
+    /// The handler was asked whether it is ready and was not: it may hold a place in some queue of its own.
+    asked: bool,
+    /// Its topic is not subscribed any more.
+    given_up: bool,
 }
 
 impl Shard {
     pub(crate) fn new(
         index: usize,
         shared: Arc<Shared>,
-        rx: UnboundedReceiver<ToShard>,
+        (commands, jobs): (UnboundedReceiver<ToShard>, UnboundedReceiver<Vec<Job>>),
         tx: UnboundedSender<FromShard>,
     ) -> Self {
         Self {
             index,
             shared,
-            rx,
+            commands,
+            jobs,
             tx,
+            pace: Pace::new(),
+            now: now(),
             intake: Vec::new().into_iter(),
             tenures: Vec::new(),
             routes: Vec::new(),
@@ -118,6 +126,7 @@ impl Shard {
             sizes: Vec::new(),
             credit: 0,
             handled: 0,
+            next_route: 0,
         }
     }
 
@@ -130,54 +139,118 @@ impl Shard {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.pace.begin();
+        self.now = now();
         for _ in 0..PASSES {
-            let begun = Instant::now();
-            let mut progress = false;
-            for _ in 0..CHUNK {
-                if let Some(job) = self.intake.next() {
-                    self.accept(job, cx);
-                } else {
-                    match self.rx.poll_recv(cx) {
-                        Poll::Ready(Some(command)) => self.command(command),
-                        Poll::Ready(None) => return Poll::Ready(()),
-                        Poll::Pending => break,
-                    }
-                }
-                progress = true;
+            let Pass { progress, enough, closed } = self.pass(cx);
+            if closed {
+                return Poll::Ready(());
             }
-            for _ in 0..CHUNK {
-                let Poll::Ready(Some(end)) = self.running.poll_next_unpin(cx) else { break };
-                self.run_ended(end);
-                progress = true;
-            }
-            while let Poll::Ready(Some(expired)) = self.timers.poll_expired(cx) {
-                self.make_ready(expired.into_inner());
-                progress = true;
-            }
-            progress |= self.start_ready(cx);
-            self.flush();
-            if begun.elapsed() > BLOCKED {
-                tracing::warn!(
-                    shard = self.index,
-                    millis = begun.elapsed().as_millis() as u64,
-                    "a handler blocked its thread, and with it every key of its shard; move such work to spawn_blocking"
-                );
+            if enough {
+                break;
             }
             if !progress {
-                self.give_back_slots();
-                return Poll::Pending;
-            }
-            if self.shared.slots.anyone_starved() {
-                self.give_back_slots();
+                match self.commands.poll_recv(cx) {
+                    Poll::Ready(Some(command)) => self.command(command),
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Pending => {
+                        self.give_back_slots();
+                        return Poll::Pending;
+                    }
+                }
             }
         }
-        self.give_back_slots();
+        self.shared.slots.release(self.index, std::mem::take(&mut self.credit));
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
+    fn pass(&mut self, cx: &mut Context<'_>) -> Pass {
+        let mut pass = Pass { closed: self.take_commands(), ..Pass::default() };
+        for _ in 0..CHUNK {
+            if pass.closed || pass.enough {
+                break;
+            }
+            match self.intake.next() {
+                Some(job) => {
+                    self.accept(job, cx);
+                    pass.enough = self.pace.called(self.index);
+                    if !self.commands.is_empty() {
+                        pass.closed = self.take_commands();
+                    }
+                }
+                None => match self.jobs.poll_recv(cx) {
+                    Poll::Ready(Some(jobs)) => {
+                        self.intake = jobs.into_iter();
+                        // What was sent before these jobs, such as the beginning of their ownership.
+                        pass.closed = self.take_commands();
+                    }
+                    Poll::Ready(None) => pass.closed = true,
+                    Poll::Pending => break,
+                },
+            }
+            pass.progress = true;
+        }
+        for _ in 0..CHUNK {
+            if pass.closed || pass.enough {
+                break;
+            }
+            let Poll::Ready(Some(end)) = self.running.poll_next_unpin(cx) else { break };
+            self.run_ended(end);
+            pass.progress = true;
+            pass.enough = self.pace.called(self.index);
+        }
+        while let Poll::Ready(Some(expired)) = self.timers.poll_expired(cx) {
+            self.make_ready(expired.into_inner());
+            pass.progress = true;
+        }
+        if self.shared.slots.others_starve(self.index) {
+            // What ended runs left, not what was granted: shards that wait would hand that to each other for ever.
+            self.shared.slots.release(self.index, std::mem::take(&mut self.credit));
+        }
+        if !pass.enough && !pass.closed {
+            self.start_ready(&mut pass, cx);
+        }
+        self.let_go_of_handlers();
+        self.flush();
+        pass
+    }
+
+    /// Does what the driver says; true when it is gone. Not bounded: commands are few, and quick.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.command(command),
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    /// The shard rests: it has no use for any.
     fn give_back_slots(&mut self) {
-        self.shared.slots.release(std::mem::take(&mut self.credit));
+        let granted = self.shared.slots.take_granted(self.index);
+        self.shared.slots.release(self.index, std::mem::take(&mut self.credit) + granted);
+    }
+
+    /// Handlers that nothing waits for any more leave the queues that they stand in, and those of topics that were given up
+    /// are dropped.
+    fn let_go_of_handlers(&mut self) {
+        for index in 0..self.routes.len() {
+            let route = &mut self.routes[index];
+            if route.asked && route.ready.is_empty() {
+                route.asked = false;
+                if let Some(runner) = &mut route.runner {
+                    runner.let_go();
+                }
+            }
+            if route.given_up
+                && route.runner.is_some()
+                && !self.tenures.iter().flatten().any(|tenure| tenure.route == index)
+            {
+                drop_runner(route.runner.take());
+            }
+        }
     }
 
     /// Hands settlements to the driver.
@@ -195,13 +268,18 @@ impl Shard {
 
     fn command(&mut self, command: ToShard) {
         match command {
-            ToShard::Jobs(jobs) => self.intake = jobs.into_iter(),
             ToShard::Begin { owned, partition, lease } => self.begin_tenure(owned, partition, lease),
             ToShard::End(owned) => self.end_tenures(&owned),
             ToShard::Cancel(owned) => self.cancel_tenures(&owned),
             ToShard::Handler { topic, runner } => {
                 let route = self.route(&topic);
-                self.routes[route].runner = Some(runner);
+                let route = &mut self.routes[route];
+                (route.asked, route.given_up) = (false, false);
+                drop_runner(route.runner.replace(runner));
+            }
+            ToShard::GiveUp(topic) => {
+                let route = self.route(&topic);
+                self.routes[route].given_up = true;
             }
             ToShard::Report(reply) => {
                 // Who asked may have stopped waiting.
@@ -214,7 +292,7 @@ impl Shard {
         if let Some(route) = self.route_of.get(topic) {
             return *route;
         }
-        self.routes.push(Route { runner: None, ready: VecDeque::new() });
+        self.routes.push(Route { runner: None, ready: VecDeque::new(), asked: false, given_up: false });
         self.route_of.insert(topic.clone(), self.routes.len() - 1);
         self.routes.len() - 1
     }
@@ -226,9 +304,6 @@ impl Shard {
         let Some(tenure) =
             self.tenures.get(index).and_then(Option::as_ref).filter(|t| t.owned == owned && !t.ending)
         else {
-            if let Some(tenure) = self.tenure(owned) {
-                tenure.left.queued += 1;
-            }
             self.settle(job, Settlement::Dropped);
             return;
         };
@@ -251,20 +326,20 @@ impl Shard {
                 self.head_ended(lane, Some(ended));
             }
             Begun::Running(run) => {
-                let lane = self.new_lane(job, 1, Phase::Running { since: now() });
+                let lane = self.new_lane(job, 1, Phase::Running { since: self.now });
                 self.push_run(lane, owned, run);
             }
             Begun::Blocked => self.queue_new_lane(job),
             Begun::LeaseOver => {
                 let lane = self.new_lane(job, 0, Phase::Ready);
-                self.wait(lane, LEASE_RECHECK);
+                self.wait_for_lease(lane);
             }
         }
     }
 
     fn new_lane(&mut self, job: Job, attempts: u32, phase: Phase) -> usize {
         let key = job.lane;
-        let head = Head { attempts, ..Head::new(job) };
+        let head = Head { attempts, ..Head::new(job, self.now) };
         let lane = self.lanes.insert(Lane { key, head, queue: VecDeque::new(), phase });
         if let Some(key) = key {
             self.by_key.insert(key, lane);
@@ -288,51 +363,58 @@ impl Shard {
         self.routes[route].ready.push_back(lane);
     }
 
-    /// Starts what is ready, as far as slots and readiness go.
-    fn start_ready(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut progress = false;
-        for route in 0..self.routes.len() {
-            for _ in 0..CHUNK {
-                let Some(&lane) = self.routes[route].ready.front() else { break };
-                let head = &self.lanes[lane].head;
-                let owned = head.job.token.owned();
-                let Some(tenure) = self.tenures[owned.slot.index()].as_ref() else {
-                    debug_assert!(false, "what is ready belongs to a tenure");
-                    break;
-                };
-                let attempt = head.attempts + 1;
-                let route_ref = &mut self.routes[route];
-                let begun = begin(
-                    &self.shared,
-                    self.index,
-                    &mut self.credit,
-                    route_ref,
-                    tenure,
-                    &head.job,
-                    attempt,
-                    cx,
-                );
-                if matches!(begun, Begun::Blocked) {
-                    break;
-                }
-                progress = true;
-                self.routes[route].ready.pop_front();
-                match begun {
-                    Begun::Blocked => {}
-                    Begun::LeaseOver => self.wait(lane, LEASE_RECHECK),
-                    Begun::Ended(ended) => {
-                        self.lanes[lane].head.attempts = attempt;
-                        self.head_ended(lane, Some(ended));
-                    }
-                    Begun::Running(run) => {
-                        self.lanes[lane].head.attempts = attempt;
-                        self.lanes[lane].phase = Phase::Running { since: now() };
-                        self.push_run(lane, owned, run);
-                    }
-                }
+    /// Starts what is ready, as far as slots and readiness go: one of each route in turn.
+    fn start_ready(&mut self, pass: &mut Pass, cx: &mut Context<'_>) {
+        let mut in_vain = 0;
+        for _ in 0..CHUNK {
+            if in_vain >= self.routes.len() || pass.enough || pass.closed {
+                return;
+            }
+            let route = self.next_route % self.routes.len();
+            self.next_route = route + 1;
+            if !self.start_one(route, cx) {
+                in_vain += 1;
+                continue;
+            }
+            in_vain = 0;
+            pass.progress = true;
+            pass.enough = self.pace.called(self.index);
+            if !self.commands.is_empty() {
+                pass.closed = self.take_commands();
             }
         }
-        progress
+    }
+
+    /// Starts the lane that waits longest on a route; false when there is none, or it cannot start.
+    fn start_one(&mut self, route: usize, cx: &mut Context<'_>) -> bool {
+        let Some(&lane) = self.routes[route].ready.front() else { return false };
+        let head = &self.lanes[lane].head;
+        let owned = head.job.token.owned();
+        let Some(tenure) = self.tenures[owned.slot.index()].as_ref() else {
+            debug_assert!(false, "what is ready belongs to a tenure");
+            return false;
+        };
+        let attempt = head.attempts + 1;
+        let (credit, to) = (&mut self.credit, &mut self.routes[route]);
+        let begun = begin(&self.shared, self.index, credit, to, tenure, &head.job, attempt, cx);
+        if matches!(begun, Begun::Blocked) {
+            return false;
+        }
+        self.routes[route].ready.pop_front();
+        match begun {
+            Begun::Blocked => {}
+            Begun::LeaseOver => self.wait_for_lease(lane),
+            Begun::Ended(ended) => {
+                self.lanes[lane].head.attempts = attempt;
+                self.head_ended(lane, Some(ended));
+            }
+            Begun::Running(run) => {
+                self.lanes[lane].head.attempts = attempt;
+                self.lanes[lane].phase = Phase::Running { since: self.now };
+                self.push_run(lane, owned, run);
+            }
+        }
+        true
     }
 
     fn push_run(&mut self, lane: usize, owned: Owned, run: PendingRun) {
@@ -343,51 +425,34 @@ impl Shard {
     }
 
     fn wait(&mut self, lane: usize, delay: Duration) {
+        self.wait_until(lane, delay.min(LONGEST_WAIT), false);
+    }
+
+    fn wait_for_lease(&mut self, lane: usize) {
+        self.wait_until(lane, LEASE_RECHECK, true);
+    }
+
+    fn wait_until(&mut self, lane: usize, delay: Duration, lease_over: bool) {
         let until = tokio::time::Instant::now() + delay;
         let timer = self.timers.insert_at(lane, until);
-        self.lanes[lane].phase = Phase::Waiting { timer, until: until.into_std() };
+        self.lanes[lane].phase = Phase::Waiting { timer, until: until.into_std(), lease_over };
     }
 }
 
-/// Starts a run if there is a slot, the handler is ready and the lease lasts.
-#[allow(clippy::too_many_arguments)] // A method would borrow the whole shard.
-fn begin(
-    shared: &Shared,
-    shard: usize,
-    credit: &mut usize,
-    route: &mut Route,
-    tenure: &Tenure,
-    job: &Job,
-    attempt: u32,
-    cx: &mut Context<'_>,
-) -> Begun {
-    let Some(runner) = &mut route.runner else { return Begun::Blocked };
-    if tenure.lease.is_limited() && !tenure.lease.is_current(now()) {
-        return Begun::LeaseOver;
-    }
-    if *credit == 0 {
-        if !shared.slots.acquire(shard, cx.waker()) {
-            return Begun::Blocked;
-        }
-        *credit = 1;
-    }
-    match runner.poll_ready(cx) {
-        Poll::Pending => return Begun::Blocked,
-        Poll::Ready(Err(ended)) => return Begun::Ended(ended),
-        Poll::Ready(Ok(())) => {}
-    }
-    let delivery = Delivery::new(
-        tenure.partition.clone(),
-        tenure.owned.epoch,
-        job.token.offset(),
-        attempt,
-        job.message.clone(),
-    );
-    match runner.start(delivery, cx) {
-        Started::Ended(ended) => Begun::Ended(ended),
-        Started::Pending(run) => {
-            *credit -= 1;
-            Begun::Running(run)
-        }
+/// What a pass came to.
+#[derive(Default)]
+struct Pass {
+    /// Something was done, so that there may be more.
+    progress: bool,
+    /// The poll has lasted long enough.
+    enough: bool,
+    /// The driver is gone.
+    closed: bool,
+}
+
+/// A handler's destructor is user code: its panic is logged.
+fn drop_runner(runner: Option<Box<dyn Runner>>) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(runner))).is_err() {
+        tracing::error!("a handler panicked while it was dropped");
     }
 }

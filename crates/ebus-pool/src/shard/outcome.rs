@@ -85,7 +85,7 @@ impl Shard {
                 head.failure = Some(Box::new(Failure {
                     first: now,
                     last: now,
-                    since: lane::now(),
+                    since: self.now,
                     error,
                     retries: Retries::default(),
                 }));
@@ -139,8 +139,18 @@ impl Shard {
             first_failed: failure.first,
             last_failed: failure.last,
         };
-        let run = Box::pin(shared.clone().publish_dead_letter(origin, head.job.message.clone(), why));
-        self.lanes[lane].phase = Phase::DeadLetter { since: lane::now() };
+        if !tenure.lease.is_current(lane::now()) {
+            // Somebody else may have handled it by now. If the lease is renewed, it runs once more before it is given up.
+            if tenure.ending {
+                self.leave(lane, |left| &mut left.failing);
+            } else {
+                self.wait_for_lease(lane);
+            }
+            return;
+        }
+        let (message, lease) = (head.job.message.clone(), tenure.lease.clone());
+        let run = Box::pin(shared.clone().publish_dead_letter(origin, message, why, lease));
+        self.lanes[lane].phase = Phase::DeadLetter { since: self.now };
         self.push_run(lane, owned, run);
     }
 
@@ -157,7 +167,7 @@ impl Shard {
     pub(super) fn advance(&mut self, lane: usize, settlement: Settlement) {
         match self.lanes[lane].queue.pop_front() {
             Some(next) => {
-                let done = std::mem::replace(&mut self.lanes[lane].head, Head::new(next));
+                let done = std::mem::replace(&mut self.lanes[lane].head, Head::new(next, self.now));
                 self.settle(done.job, settlement);
                 self.make_ready(lane);
             }

@@ -7,7 +7,7 @@ use ebus_core::PartitionId;
 use super::Shard;
 use crate::jobs::ShardReport;
 use crate::lane::{self, Phase};
-use crate::state::Stuck;
+use crate::state::{Doing, Stuck};
 
 /// Stuck messages that one report lists.
 const MOST_STUCK: usize = 100;
@@ -18,13 +18,15 @@ impl Shard {
         let mut stuck = Vec::new();
         for (_, lane) in &self.lanes {
             let head = &lane.head;
-            let since = match &lane.phase {
-                Phase::Running { since } | Phase::DeadLetter { since } => Some(*since),
-                Phase::Ready | Phase::Waiting { .. } => None,
+            let (doing, since) = match &lane.phase {
+                Phase::Running { since } => (Doing::Running, *since),
+                Phase::DeadLetter { since } => (Doing::DeadLetter, *since),
+                Phase::Waiting { lease_over: true, .. } => (Doing::LeaseOver, head.since),
+                Phase::Waiting { .. } => (Doing::Retrying, head.since),
+                Phase::Ready => (Doing::NotStarted, head.since),
             };
-            let running = since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
             let failing = head.failure.as_ref().map(|failure| now.saturating_duration_since(failure.since));
-            let age = running.max(failing.unwrap_or_default());
+            let age = now.saturating_duration_since(since).max(failing.unwrap_or_default());
             if failing.is_none() && age < self.shared.config.stuck_after {
                 continue;
             }
@@ -34,10 +36,13 @@ impl Shard {
                 offset: head.job.token.offset(),
                 key: head.job.message.key.clone(),
                 age,
+                doing,
                 attempts: head.attempts,
                 last_error: head.failure.as_ref().map(|failure| failure.error.clone()),
                 next_retry: match lane.phase {
-                    Phase::Waiting { until, .. } => Some(until.saturating_duration_since(now)),
+                    Phase::Waiting { until, lease_over: false, .. } => {
+                        Some(until.saturating_duration_since(now))
+                    }
                     _ => None,
                 },
                 waiting_behind: lane.queue.len(),

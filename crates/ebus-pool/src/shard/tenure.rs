@@ -62,9 +62,6 @@ impl Shard {
             if lane.queue.iter().any(|job| ending.contains(&job.token.owned())) {
                 for job in std::mem::take(&mut lane.queue) {
                     if ending.contains(&job.token.owned()) {
-                        if let Some(tenure) = self.tenure(job.token.owned()) {
-                            tenure.left.queued += 1;
-                        }
                         self.settle(job, Settlement::Dropped);
                     } else {
                         self.lanes[id].queue.push_back(job);
@@ -91,7 +88,7 @@ impl Shard {
         }
         for id in idle {
             if self.lanes[id].head.attempts == 0 {
-                self.leave(id, |left| &mut left.queued);
+                self.advance(id, Settlement::Dropped);
             } else {
                 self.leave(id, |left| &mut left.failing);
             }

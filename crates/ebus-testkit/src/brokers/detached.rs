@@ -16,14 +16,16 @@ use nix::{
 };
 
 use super::{
-    BrokerError, Home,
+    BrokerError, Home, Link,
     install::{remove, write},
     process::wait_until,
     run_dir,
-    server::{Plan, url},
+    server::{Plan, links, url},
 };
 
 const STATE_FILE: &str = "state";
+/// The beginning of the line with the links in the state file.
+const LINKS: &str = "links ";
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
 /// A developer's long-running server, known by the file that it is written down in.
@@ -31,6 +33,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 pub struct Detached {
     dir: PathBuf,
     url: String,
+    links: Vec<Link>,
     processes: Vec<i32>,
 }
 
@@ -41,14 +44,22 @@ impl Detached {
         let text = fs::read_to_string(dir.join(STATE_FILE)).ok()?;
         let mut lines = text.lines();
         let url = lines.next()?.to_owned();
+        // The line of links is no process.
+        let links = text.lines().find_map(|line| line.strip_prefix(LINKS));
+        let links = links.and_then(|links| Link::read_all(links).ok()).unwrap_or_default();
         let processes = lines.filter_map(|line| line.parse().ok()).collect();
-        let server = Self { dir, url, processes };
+        let server = Self { dir, url, links, processes };
         (!server.living().is_empty()).then_some(server)
     }
 
     /// What `Bus::connect` takes.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Its links.
+    pub fn links(&self) -> &[Link] {
+        &self.links
     }
 
     /// Where its data and log are.
@@ -124,8 +135,10 @@ pub(crate) fn launch(
     }
     let processes: Vec<i32> = children.iter().filter_map(|child| i32::try_from(child.id()).ok()).collect();
     let lines: Vec<_> = processes.iter().map(i32::to_string).collect();
-    write(dir.join(STATE_FILE), &format!("{url}\n{}\n", lines.join("\n")))?;
-    Ok(Detached { dir, url, processes })
+    let links = links(plans.iter());
+    let text = format!("{url}\n{LINKS}{}\n{}\n", Link::show_all(&links), lines.join("\n"));
+    write(dir.join(STATE_FILE), &text)?;
+    Ok(Detached { dir, url, links, processes })
 }
 
 fn start(plans: &[Plan], children: &mut Vec<Child>) -> Result<(), BrokerError> {

@@ -16,6 +16,7 @@ use super::{
     run_dir::RunDir,
     server::Plan,
 };
+use crate::route::Route;
 
 /// The version that is installed and tested against.
 pub const KAFKA_VERSION: &str = "4.3.0";
@@ -26,13 +27,15 @@ pub const KAFKA_VERSION: &str = "4.3.0";
 pub struct KafkaConfig {
     /// How many nodes, 1 by default; 3 is a quorum that survives the loss of one.
     pub nodes: usize,
+    /// How many [links](super::Link) it has, none by default.
+    pub links: usize,
     /// More lines of `server.properties`; they win over ours.
     pub properties: Vec<(String, String)>,
 }
 
 impl Default for KafkaConfig {
     fn default() -> Self {
-        Self { nodes: 1, properties: Vec::new() }
+        Self { nodes: 1, links: 0, properties: Vec::new() }
     }
 }
 
@@ -43,10 +46,24 @@ impl KafkaConfig {
         self
     }
 
+    /// With this many [links](super::Link): ways for one client each, that a test can cut.
+    pub fn with_links(mut self, links: usize) -> Self {
+        self.links = links;
+        self
+    }
+
     /// A line of `server.properties`.
     pub fn with_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.properties.push((name.into(), value.into()));
         self
+    }
+
+    fn ports(&self) -> usize {
+        self.nodes * self.ports_per_node()
+    }
+
+    fn ports_per_node(&self) -> usize {
+        2 + 2 * self.links
     }
 }
 
@@ -57,7 +74,7 @@ impl KafkaConfig {
 /// end of the server's log.
 pub fn launch_kafka(home: &Home, config: KafkaConfig) -> Result<Server, BrokerError> {
     check(home)?;
-    let dir = RunDir::create(home, "kafka", config.nodes * 2)?;
+    let dir = RunDir::create(home, "kafka", config.ports())?;
     let plans = plan(home, &config, dir.path(), dir.ports())?;
     Server::launch("kafka", dir, plans)
 }
@@ -68,7 +85,7 @@ pub fn launch_kafka(home: &Home, config: KafkaConfig) -> Result<Server, BrokerEr
 /// Those of [`launch_kafka`].
 pub fn launch_kafka_detached(home: &Home, config: KafkaConfig) -> Result<Detached, BrokerError> {
     check(home)?;
-    detached::launch(home, "kafka", config.nodes * 2, |dir, ports| plan(home, &config, dir, ports))
+    detached::launch(home, "kafka", config.ports(), |dir, ports| plan(home, &config, dir, ports))
 }
 
 fn check(home: &Home) -> Result<(), BrokerError> {
@@ -82,14 +99,15 @@ fn check(home: &Home) -> Result<(), BrokerError> {
 /// Formats the storage of every node and says how to start it.
 fn plan(home: &Home, config: &KafkaConfig, dir: &Path, ports: &[u16]) -> Result<Vec<Plan>, BrokerError> {
     let cluster = cluster_id();
-    let voters: Vec<_> =
-        (0..config.nodes).map(|i| format!("{}@127.0.0.1:{}", i + 1, ports[i * 2 + 1])).collect();
-    let voters = voters.join(",");
+    let of_node: Vec<Ports<'_>> = ports.chunks_exact(config.ports_per_node()).map(Ports).collect();
+    let voter =
+        |(index, ports): (usize, &Ports<'_>)| format!("{}@127.0.0.1:{}", index + 1, ports.controller());
+    let voters = of_node.iter().enumerate().map(voter).collect::<Vec<_>>().join(",");
     let mut plans = Vec::new();
-    for index in 0..config.nodes {
+    for (index, ports) in of_node.iter().enumerate() {
         let node = dir.join(format!("node-{}", index + 1));
         std::fs::create_dir_all(&node).map_err(BrokerError::io("create", &node))?;
-        let text = properties(config, index + 1, &node, &voters, ports[index * 2], ports[index * 2 + 1]);
+        let text = properties(config, index + 1, &node, &voters, ports);
         let file = write(node.join("server.properties"), &text)?;
         let mut format = Command::new("java");
         format
@@ -99,13 +117,17 @@ fn plan(home: &Home, config: &KafkaConfig, dir: &Path, ports: &[u16]) -> Result<
         run(&mut format, || {
             Missing::new("Java is not installed", "apt-get install openjdk-17-jre-headless")
         })?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports[index * 2]));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.client()));
         let all = config.nodes;
         plans.push(Plan {
             name: format!("Kafka node {}", index + 1),
             address,
             command: command(home, &node, &file),
             dir: node,
+            links: ports
+                .links()
+                .map(|link| Route::new(link.advertised, on_localhost(link.listener)))
+                .collect(),
             probe: Box::new(move |nodes| kafka_wire::probe(address, nodes, nodes == all)),
         });
     }
@@ -126,14 +148,46 @@ fn class_path(home: &Home) -> OsString {
     home.kafka().join("libs").join("*").into_os_string()
 }
 
-fn properties(
-    config: &KafkaConfig,
-    id: usize,
-    dir: &Path,
-    voters: &str,
-    client: u16,
-    controller: u16,
-) -> String {
+/// The ports of one node: for clients, for controllers, and two for each link.
+struct Ports<'p>(&'p [u16]);
+
+struct LinkPorts {
+    /// Where the node listens.
+    listener: u16,
+    /// Where it says that it listens.
+    advertised: u16,
+}
+
+impl Ports<'_> {
+    fn client(&self) -> u16 {
+        self.0[0]
+    }
+
+    fn controller(&self) -> u16 {
+        self.0[1]
+    }
+
+    fn links(&self) -> impl Iterator<Item = LinkPorts> {
+        let pairs = self.0[2..].chunks_exact(2);
+        pairs.map(|pair| LinkPorts { listener: pair[0], advertised: pair[1] })
+    }
+}
+
+fn on_localhost(port: u16) -> String {
+    format!("{}:{port}", Ipv4Addr::LOCALHOST)
+}
+
+fn properties(config: &KafkaConfig, id: usize, dir: &Path, voters: &str, ports: &Ports<'_>) -> String {
+    let (client, controller) = (ports.client(), ports.controller());
+    let (mut listeners, mut advertised, mut protocols) = (String::new(), String::new(), String::new());
+    let mut threads = String::new();
+    for (number, link) in ports.links().enumerate() {
+        listeners.push_str(&format!(",L{number}://{}", on_localhost(link.listener)));
+        advertised.push_str(&format!(",L{number}://{}", on_localhost(link.advertised)));
+        protocols.push_str(&format!(",L{number}:PLAINTEXT"));
+        // Three for each listener otherwise, for one client.
+        threads.push_str(&format!("listener.name.l{number}.num.network.threads=1\n"));
+    }
     let data = dir.join("data");
     let replicas = config.nodes.min(3);
     let in_sync = replicas.min(2);
@@ -142,10 +196,10 @@ fn properties(
 node.id={id}
 controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{client}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-log.dirs={}
+listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}{listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{client}{advertised}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
+{threads}log.dirs={}
 broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false

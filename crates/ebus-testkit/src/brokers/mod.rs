@@ -12,6 +12,10 @@
 //! with `EBUS_REQUIRE=kafka,nats` it fails instead. Nothing is ever downloaded by a test: only [`provision_kafka`] and
 //! [`provision_nats`] do that, and only `cargo xtask` calls them.
 //!
+//! Trouble between one client and a server needs a proxy between them: a [`Link`], of which the shared Kafka has some
+//! ([`Need::links`]), and a private one as many as [`KafkaConfig::with_links`] says. nats-server needs none: a proxy on any port
+//! does.
+//!
 //! ```no_run
 //! // tests/broker.rs, with `harness = false`
 //! use ebus_testkit::brokers::{KafkaConfig, Need, launch_kafka, private_trial, shared_trial};
@@ -39,6 +43,7 @@ mod install;
 mod kafka;
 mod kafka_install;
 mod kafka_wire;
+mod link;
 mod nats;
 mod nats_install;
 mod nats_wire;
@@ -48,11 +53,13 @@ mod run_dir;
 mod server;
 mod trial;
 
+pub use crate::route::Route;
 pub use detached::Detached;
 pub use error::{BrokerError, Missing};
 pub use home::Home;
 pub use kafka::{KAFKA_VERSION, KafkaConfig, launch_kafka, launch_kafka_detached};
 pub use kafka_install::provision_kafka;
+pub use link::Link;
 pub use nats::{NATS_VERSION, NatsConfig, launch_nats, launch_nats_detached};
 pub use nats_install::provision_nats;
 pub use need::{Found, Need};

@@ -93,8 +93,9 @@ fn plan(home: &Home, config: &NatsConfig, dir: &Path, ports: &[u16]) -> Result<V
         let (client, monitor) = (on(index, 0), on(index, 2));
         let cluster = match all {
             1 => String::new(),
+            // Clients that came through a proxy must not be told the way around it.
             _ => format!(
-                "cluster {{ name: ebus, listen: \"{}\", routes: [{}] }}\n",
+                "cluster {{ name: ebus, listen: \"{}\", no_advertise: true, routes: [{}] }}\n",
                 on(index, 1),
                 routes.join(", ")
             ),
@@ -113,6 +114,7 @@ fn plan(home: &Home, config: &NatsConfig, dir: &Path, ports: &[u16]) -> Result<V
             address: client,
             command: vec![home.nats().join("nats-server").into(), "-c".into(), file.into()],
             dir: node,
+            links: Vec::new(),
             probe: Box::new(move |nodes| {
                 probe_client(client)?;
                 probe_health(monitor)?;

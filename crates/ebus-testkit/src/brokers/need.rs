@@ -2,7 +2,7 @@
 
 use std::{env, fmt};
 
-use super::{Home, Missing};
+use super::{Home, Link, Missing};
 
 /// A broker that a test cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,6 +42,24 @@ impl Need {
             Self::Kafka => "EBUS_KAFKA_URL",
             Self::Nats => "EBUS_NATS_URL",
         }
+    }
+
+    /// The variable with the [links](Link) of a shared server; `None` where a proxy on any port does.
+    pub fn links_variable(self) -> Option<&'static str> {
+        match self {
+            Self::Kafka => Some("EBUS_KAFKA_LINKS"),
+            Self::Nats => None,
+        }
+    }
+
+    /// The links of the shared server; none where it was started without, or by the user.
+    ///
+    /// # Errors
+    /// When the variable cannot be read.
+    pub fn links(self) -> Result<Vec<Link>, String> {
+        let Some(variable) = self.links_variable() else { return Ok(Vec::new()) };
+        let text = env::var(variable).unwrap_or_default();
+        Link::read_all(&text).map_err(|why| format!("{variable}: {why}"))
     }
 
     /// The variable in which `cargo xtask test` says why there is none: the reason, a line feed, the command.

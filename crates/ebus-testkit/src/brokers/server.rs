@@ -11,11 +11,12 @@ use std::{
 use nix::sys::signal::Signal;
 
 use super::{
-    BrokerError,
+    BrokerError, Link,
     install::last_lines,
     process::{POLL, Process},
     run_dir::RunDir,
 };
+use crate::route::Route;
 
 /// The slowest seen start of three Kafka nodes on two busy cores, several times over.
 const START_WITHIN: Duration = Duration::from_secs(120);
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) address: SocketAddr,
     pub(crate) command: Vec<OsString>,
     pub(crate) probe: Probe,
+    /// Its part of each link.
+    pub(crate) links: Vec<Route>,
 }
 
 impl Plan {
@@ -207,6 +210,16 @@ impl Server {
         self.nodes.iter().map(Node::address).collect()
     }
 
+    /// One of its links, counted from 0; `None` past the last.
+    pub fn link(&self, index: usize) -> Option<Link> {
+        self.links().into_iter().nth(index)
+    }
+
+    /// All its links.
+    pub fn links(&self) -> Vec<Link> {
+        links(self.nodes.iter().map(|node| &node.plan))
+    }
+
     /// Where its data are while it exists.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -283,4 +296,11 @@ impl Server {
 pub(crate) fn url(scheme: &str, addresses: impl Iterator<Item = SocketAddr>) -> String {
     let addresses: Vec<_> = addresses.map(|address| address.to_string()).collect();
     format!("{scheme}://{}", addresses.join(","))
+}
+
+/// The links of a cluster, from the parts that its nodes have of them.
+pub(crate) fn links<'p>(plans: impl Iterator<Item = &'p Plan>) -> Vec<Link> {
+    let parts: Vec<_> = plans.map(|plan| &plan.links).collect();
+    let count = parts.iter().map(|part| part.len()).min().unwrap_or(0);
+    (0..count).map(|link| Link::new(parts.iter().map(|part| part[link].clone()).collect())).collect()
 }

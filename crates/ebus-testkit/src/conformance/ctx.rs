@@ -12,20 +12,31 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
 use super::failure::Checked;
+use super::faults::{Faults, LogFaults};
 use super::harness::Harness;
+use super::link::Wire;
 use super::log::Log;
 use super::member::{Life, MemberBuilder};
+use super::own_broker::OwnBroker;
 use super::rng::Rng;
 use super::wait::eventually;
-use crate::history::History;
+use crate::history::{Event, History, Kind};
 use crate::oracle::Rules;
 use crate::record::{Recorded, VERSION_HEADER};
 
 /// How long the connections of a case may take to close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
+/// A connection, and what is below its records.
+pub(super) struct Connected {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) below: Arc<dyn Backend>,
+    pub(super) wire: Option<Wire>,
+}
+
 pub(super) struct Ctx {
     pub(super) harness: Arc<dyn Harness>,
+    own_broker: Option<Arc<dyn OwnBroker>>,
     pub(super) history: History,
     pub(super) log: Log,
     pub(super) rng: Rng,
@@ -40,12 +51,18 @@ pub(super) struct Ctx {
 }
 
 impl Ctx {
-    pub(super) async fn new(harness: Arc<dyn Harness>, prefix: String, seed: u64) -> Checked<Self> {
+    pub(super) async fn new(
+        harness: Arc<dyn Harness>,
+        own_broker: Option<Arc<dyn OwnBroker>>,
+        prefix: String,
+        seed: u64,
+    ) -> Checked<Self> {
         let history = History::new();
         let backend = harness.connect().await?;
         let control: Arc<dyn Backend> = Arc::new(Recorded::new(backend, history.clone(), "control"));
         Ok(Self {
             harness,
+            own_broker,
             history,
             log: Log::default(),
             rng: Rng::new(seed),
@@ -66,6 +83,16 @@ impl Ctx {
     /// Whether several members share a group here.
     pub(super) fn several(&self) -> bool {
         self.capability().several_members
+    }
+
+    /// Faults of ownership; for cases that need them.
+    pub(super) fn faults(&self) -> Arc<dyn Faults> {
+        self.harness.faults().expect("the case says that it needs them")
+    }
+
+    /// Faults of what is stored; for cases that need them.
+    pub(super) fn log_faults(&self) -> Arc<dyn LogFaults> {
+        self.harness.log_faults().expect("the case says that it needs them")
     }
 
     pub(super) fn patience(&self) -> Duration {
@@ -99,14 +126,23 @@ impl Ctx {
     /// A new topic of this case.
     pub(super) async fn topic(&self, label: &str, partitions: u32) -> Checked<Topic> {
         let topic = self.absent_topic(label);
-        self.control.create_topic(&TopicSpec::new(topic.clone(), partitions)).await?;
+        let replicas = self.own_broker.as_ref().map_or(1, |broker| broker.nodes().min(3));
+        let spec = TopicSpec::new(topic.clone(), partitions).with_replicas(replicas as u16);
+        self.control.create_topic(&spec).await?;
+        if let Some(broker) = &self.own_broker {
+            broker.has_topic(&topic);
+        }
         Ok(topic)
+    }
+
+    /// A name for a connection that no other has.
+    pub(super) fn unique(&self, label: &str) -> String {
+        format!("{label}.{}", self.connections.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A new connection that is recorded under a name of its own; the name, and the connection below.
     pub(super) async fn connect(&self, label: &str) -> Checked<(Arc<dyn Backend>, Arc<dyn Backend>, String)> {
-        let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{label}.{number}");
+        let name = self.unique(label);
         let (recorded, below) = self.connect_as(&name).await?;
         Ok((recorded, below, name))
     }
@@ -116,6 +152,33 @@ impl Ctx {
         let below = self.harness.connect().await?;
         let recorded = Recorded::new(below.clone(), self.history.clone(), name);
         Ok((Arc::new(recorded), below))
+    }
+
+    /// A new connection with a network of its own, where there is such a thing; otherwise a plain one.
+    pub(super) async fn connect_linked_as(&self, name: &str) -> Checked<Connected> {
+        let (below, wire) = match self.harness.connect_linked().await? {
+            Some((below, link)) => (below, Some(Wire::new(link, &self.history, name))),
+            None => (self.harness.connect().await?, None),
+        };
+        let backend = Arc::new(Recorded::new(below.clone(), self.history.clone(), name));
+        Ok(Connected { backend, below, wire })
+    }
+
+    /// A connection for publishing with a network of its own, where there is such a thing; closed after the case.
+    pub(super) async fn another_linked(&self, label: &str) -> Checked<(Arc<dyn Backend>, Option<Wire>)> {
+        let connected = self.connect_linked_as(&self.unique(label)).await?;
+        self.opened.lock().push(connected.backend.clone());
+        Ok((connected.backend, connected.wire))
+    }
+
+    /// The case's own broker; for cases that need one.
+    pub(super) fn own_broker(&self) -> Arc<dyn OwnBroker> {
+        self.own_broker.clone().expect("the case says that it needs one")
+    }
+
+    /// The broker or a node of it is down or up now, by the case's doing.
+    pub(super) fn note_broker(&self, kind: Kind) {
+        self.history.record(Event::new(kind));
     }
 
     /// A connection of its own for publishing, closed after the case.

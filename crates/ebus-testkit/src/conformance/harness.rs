@@ -7,6 +7,10 @@ use async_trait::async_trait;
 use ebus_core::{Backend, Error, Topic};
 use ebus_pool::Pool;
 
+use super::faults::{Faults, LogFaults};
+use super::link::Link;
+use super::own_broker::OwnBroker;
+
 /// A backend as the suite sees it: one broker, and connections to it.
 #[async_trait]
 pub trait Harness: Send + Sync + 'static {
@@ -26,24 +30,74 @@ pub trait Harness: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Ends a member as a crash would: nothing more is committed, and nobody is told. `backend` is the connection of that
-    /// member alone; the suite has dropped all else of it. By default both are dropped.
-    async fn kill(&self, pool: Pool, backend: Arc<dyn Backend>) {
+    /// A new connection with a network of its own, which a case can break; `None` where there is none to break. Waits while all
+    /// such networks are in use.
+    ///
+    /// # Errors
+    /// Fails the case.
+    async fn connect_linked(&self) -> Result<Option<(Arc<dyn Backend>, Arc<dyn Link>)>, Error> {
+        Ok(None)
+    }
+
+    /// Whether [`connect_linked`](Self::connect_linked) gives something.
+    fn has_links(&self) -> bool {
+        false
+    }
+
+    /// Ends a member as a SIGKILL would: nothing more is committed or released, and nobody is told. `backend` is the connection
+    /// of that member alone; the suite has dropped all else of it. `link` is its network, if it has one; the suite keeps it
+    /// until the case is over.
+    ///
+    /// By default the network is cut, so that whatever destructors say does not reach the broker, and then both are dropped.
+    async fn kill(&self, pool: Pool, backend: Arc<dyn Backend>, link: Option<Arc<dyn Link>>) {
+        if let Some(link) = link {
+            link.cut();
+        }
         drop(pool);
         drop(backend);
     }
 
-    /// Makes trouble between all clients and the broker, such as cut connections, or with this topic, that is over when this
-    /// resolves. False where it cannot. Nothing that was acknowledged may be lost by it.
+    /// A broker of so many nodes for one case alone, to be stopped and killed; `None` where there is no such thing.
+    ///
+    /// # Errors
+    /// Fails the case.
+    async fn own_broker(&self, nodes: usize) -> Result<Option<Arc<dyn OwnBroker>>, Error> {
+        let _ = nodes;
+        Ok(None)
+    }
+
+    /// Makes trouble for those who publish to this topic, that is over when this resolves; where connections have no network that a
+    /// case can break ([`connect_linked`](Self::connect_linked)). False where it cannot. Nothing that was acknowledged may be lost
+    /// by it.
     async fn disturb(&self, topic: &Topic) -> bool {
         let _ = topic;
         false
+    }
+
+    /// Faults of ownership on request; `None` where the broker cannot be told to.
+    fn faults(&self) -> Option<Arc<dyn Faults>> {
+        None
+    }
+
+    /// Faults of what is stored; `None` where nobody has taught the suite how.
+    fn log_faults(&self) -> Option<Arc<dyn LogFaults>> {
+        None
     }
 
     /// How long a case waits for a condition before it fails: at least what a rebalance, or the take-over from a member that
     /// was killed, can take, and what a slow machine adds to it.
     fn patience(&self) -> Duration {
         Duration::from_secs(30)
+    }
+
+    /// When a publish has an answer at the latest, with the settings of [`connect`](Self::connect).
+    fn publish_deadline(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    /// Whether a member that cannot reach the broker stops by its own clock before another one takes over.
+    fn has_leases(&self) -> bool {
+        false
     }
 
     /// How long a case may last.

@@ -61,6 +61,13 @@ impl Log {
         acked.map(|ran| (ran.topic.as_str(), ran.partition, ran.offset)).collect::<BTreeSet<_>>().len()
     }
 
+    /// How many keys have handled a version above this one.
+    pub(super) fn keys_past(&self, version: u64) -> usize {
+        let runs = self.0.lock();
+        let later = runs.iter().filter(|ran| ran.acked && ran.version > version);
+        later.map(|ran| ran.key.as_str()).collect::<BTreeSet<_>>().len()
+    }
+
     /// Versions of a key, in the order in which their runs ended.
     pub(super) fn versions(&self, key: &str) -> Vec<u64> {
         self.0.lock().iter().filter(|ran| ran.key == key).map(|ran| ran.version).collect()

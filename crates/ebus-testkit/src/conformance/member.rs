@@ -7,10 +7,12 @@ use ebus_core::{Backend, Delivery, Error, ErrorKind, Group, Outcome, Source, Sou
 use ebus_pool::{DrainReport, Handlers, Pool, PoolConfig, PoolState, RetryPolicy};
 use parking_lot::Mutex;
 
-use super::ctx::Ctx;
+use super::ctx::{Connected, Ctx};
 use super::failure::{Checked, Failure};
 use super::handler::{HandlerFn, handler_fn};
+use super::link::Wire;
 use super::wait::eventually;
+use crate::history::{Event, History, Kind, name};
 use crate::record::RecordedHandler;
 
 /// How soon a failed message of a case runs again, if the case says nothing.
@@ -26,6 +28,8 @@ pub(super) struct MemberBuilder<'c> {
     pool: PoolConfig,
     dead_letter: Option<Topic>,
     again: Option<String>,
+    silent: bool,
+    mortal: bool,
 }
 
 impl<'c> MemberBuilder<'c> {
@@ -40,6 +44,8 @@ impl<'c> MemberBuilder<'c> {
             pool: PoolConfig::new(group.clone()).with_retry(RetryPolicy::fixed(RETRY)),
             dead_letter: None,
             again: None,
+            silent: false,
+            mortal: false,
         }
     }
 
@@ -63,6 +69,12 @@ impl<'c> MemberBuilder<'c> {
         self
     }
 
+    /// It reads its topics before anything handles them.
+    pub(super) fn without_handlers(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
     /// Dead letters go to `topic`, by the member's own connection.
     pub(super) fn dead_letter(mut self, topic: &Topic) -> Self {
         self.dead_letter = Some(topic.clone());
@@ -75,14 +87,20 @@ impl<'c> MemberBuilder<'c> {
         self
     }
 
+    /// It has a network of its own, where there is such a thing: the case will kill it, or cut it off.
+    pub(super) fn mortal(mut self) -> Self {
+        self.mortal = true;
+        self
+    }
+
     /// Joins the group.
     pub(super) async fn start(self) -> Checked<Member> {
-        let (backend, below, name) = match self.again {
-            Some(name) => {
-                let (backend, below) = self.ctx.connect_as(&name).await?;
-                (backend, below, name)
-            }
-            None => self.ctx.connect(&self.label).await?,
+        let name = self.again.unwrap_or_else(|| self.ctx.unique(&self.label));
+        let Connected { backend, below, wire } = if self.mortal {
+            self.ctx.connect_linked_as(&name).await?
+        } else {
+            let (backend, below) = self.ctx.connect_as(&name).await?;
+            Connected { backend, below, wire: None }
         };
         let source = join(self.ctx, &*backend, &self.options).await?;
         let mut pool = self.pool;
@@ -90,18 +108,23 @@ impl<'c> MemberBuilder<'c> {
             pool = pool.with_dead_letter(topic, backend.publisher());
         }
         let mut handlers = Handlers::new();
-        for topic in &self.options.topics {
+        for topic in self.options.topics.iter().filter(|_| !self.silent) {
             handlers =
                 handlers.on(topic.clone(), observed(self.ctx, self.handler.clone(), &self.group, &name));
         }
         let pool = Pool::start_with(source, pool, handlers)?;
-        let life =
-            Arc::new(Life { name, below, alive: Mutex::new(Some(Alive { pool: Arc::new(pool), backend })) });
+        let life = Arc::new(Life {
+            name,
+            alive: Mutex::new(Some(Alive { pool: Arc::new(pool), backend, below })),
+            wire,
+        });
         self.ctx.lives.lock().push(life.clone());
         let member = Member {
             group: self.group,
             harness: self.ctx.harness.clone(),
+            history: self.ctx.history.clone(),
             patience: self.ctx.patience(),
+            mortal: self.mortal,
             life,
         };
         Ok(member)
@@ -142,13 +165,15 @@ async fn join(ctx: &Ctx, backend: &dyn Backend, options: &SourceOptions) -> Chec
 /// A member that lives, or did.
 pub(super) struct Life {
     pub(super) name: String,
-    below: Arc<dyn Backend>,
     alive: Mutex<Option<Alive>>,
+    /// Also of a dead one, until the case is over: what is left of its connection must not meet another client's network.
+    wire: Option<Wire>,
 }
 
 struct Alive {
     pool: Arc<Pool>,
     backend: Arc<dyn Backend>,
+    below: Arc<dyn Backend>,
 }
 
 impl Life {
@@ -168,7 +193,9 @@ pub(super) struct Member {
     life: Arc<Life>,
     group: Group,
     harness: Arc<dyn super::Harness>,
+    history: History,
     patience: Duration,
+    mortal: bool,
 }
 
 impl Member {
@@ -219,14 +246,25 @@ impl Member {
         self.life.alive.lock().take().map(|alive| alive.backend)
     }
 
-    /// Dies.
+    /// Its network; `None` where there is none to break.
+    pub(super) fn wire(&self) -> Option<&Wire> {
+        assert!(self.mortal, "a case says `mortal()` of a member that it will cut off");
+        self.life.wire.as_ref()
+    }
+
+    /// Dies, as by a SIGKILL.
     pub(super) async fn kill(self) -> Checked {
+        assert!(self.mortal, "a case says `mortal()` of a member that it will kill");
         let alive = self.life.alive.lock().take();
-        let Some(alive) = alive else { return Ok(()) };
-        drop(alive.backend);
-        let pool = Arc::try_unwrap(alive.pool)
+        let Some(Alive { pool, backend, below }) = alive else { return Ok(()) };
+        drop(backend);
+        let pool = Arc::try_unwrap(pool)
             .map_err(|_| Failure::new("a case must not keep the pool of a member that it kills"))?;
-        self.harness.kill(pool, self.life.below.clone()).await;
+        let link = self.life.wire.as_ref().map(|wire| wire.link().clone());
+        self.harness.kill(pool, below, link).await;
+        let mut killed = Event::new(Kind::Killed);
+        killed.member = Some(name(&self.life.name));
+        self.history.record(killed);
         Ok(())
     }
 }

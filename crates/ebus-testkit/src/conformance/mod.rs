@@ -41,7 +41,7 @@
 //! ```
 //! With the feature `brokers`, `Setup::shared(Need::Kafka, |url| MyBroker { url })` finds the server, or says what is missing
 //! and whether `EBUS_REQUIRE` makes that a failure. The other methods of [`Harness`] have defaults; give those that the
-//! backend can do better: how a member is killed, how long a take-over lasts, trouble between client and broker.
+//! backend can do better: connections whose network can be cut, a broker that can be killed, how long a take-over lasts.
 //!
 //! `cargo test -p my-crate --test conformance` runs all cases, four at a time, `... --test conformance d13` those whose name
 //! contains `d13`, `-- --list` shows them. Each has topics and groups of its own, so all can run on one broker at once, and a
@@ -51,15 +51,24 @@
 mod cases;
 mod ctx;
 mod failure;
+mod faults;
 mod faulty;
 mod handler;
 mod harness;
+mod link;
+mod load;
 mod log;
 mod member;
+mod own_broker;
 mod panics;
 mod rng;
 mod runner;
 mod wait;
 
+pub use faults::{Faults, LogFaults};
 pub use harness::{Harness, Setup, TopicPolicy};
-pub use runner::run;
+pub use link::Link;
+pub use own_broker::OwnBroker;
+#[cfg(all(feature = "brokers", unix))]
+pub use own_broker::OwnServer;
+pub use runner::{run, run_only};

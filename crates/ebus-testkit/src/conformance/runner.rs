@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use parking_lot::Mutex;
 
-use super::cases::{Case, all};
+use super::cases::{Case, Needs, all};
 use super::ctx::Ctx;
 use super::failure::{Checked, Failure};
 use super::harness::{Harness, Setup};
@@ -31,15 +31,26 @@ const TAIL: usize = 60;
 ///
 /// See the [module](self::super) for how a backend is wired, and for the command line.
 pub fn run(setup: impl FnOnce() -> Setup) -> ! {
+    run_all("", |_| true, setup)
+}
+
+/// Runs those cases whose name `only` wants, once more with another setting of the backend: `variant` is added to their names
+/// (`d01_joins_under_load@consumer`). Otherwise as [`run`].
+pub fn run_only(variant: &str, only: impl Fn(&str) -> bool, setup: impl FnOnce() -> Setup) -> ! {
+    run_all(&format!("@{variant}"), only, setup)
+}
+
+fn run_all(suffix: &str, only: impl Fn(&str) -> bool, setup: impl FnOnce() -> Setup) -> ! {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(AT_ONCE));
     let setup = Arc::new(setup());
     let panics = Panics::watch();
     let trials = all()
         .into_iter()
+        .filter(|case| only(case.name))
         .map(|case| {
             let (setup, panics) = (setup.clone(), panics.clone());
-            Trial::ignorable_test(case.name, move || match &*setup {
+            Trial::ignorable_test(format!("{}{suffix}", case.name), move || match &*setup {
                 Setup::Ready(harness) => run_case(harness.clone(), case, &panics),
                 Setup::Missing { reason, required: true } => Err(Failed::from(reason.clone())),
                 Setup::Missing { reason, required: false } => Ok(Completion::ignored_with(reason.clone())),
@@ -100,11 +111,19 @@ async fn in_runtime(
 ) -> Checked<Completion> {
     let short = case.name.split('_').next().unwrap_or(case.name);
     let prefix = format!("{short}-{:x}-{:x}", nonce() & 0xffff_ffff, std::process::id());
-    let connected = tokio::time::timeout(limit, Ctx::new(harness, prefix, seed)).await;
+    let (own_broker, harness) = match case.needs.nodes() {
+        None => (None, harness),
+        Some(nodes) => match harness.own_broker(nodes).await? {
+            None => {
+                return Ok(Completion::ignored_with(format!("no broker of {nodes} for a case alone here")));
+            }
+            Some(broker) => (Some(broker.clone()), broker.harness()),
+        },
+    };
+    let connected = tokio::time::timeout(limit, Ctx::new(harness, own_broker, prefix, seed)).await;
     let ctx = Arc::new(connected.map_err(|_| Failure::new(format!("no connection within {limit:?}")))??);
-    if case.several_members && !ctx.several() {
-        let backend = ctx.capability().backend;
-        return Ok(Completion::ignored_with(format!("{backend} has one member in a group")));
+    if let Some(reason) = lacks(&ctx, case.needs) {
+        return Ok(Completion::ignored_with(format!("{} {reason}", ctx.capability().backend)));
     }
     *keep.lock() = Some(ctx.clone());
     let caught = AssertUnwindSafe((case.run)(ctx.clone())).catch_unwind();
@@ -129,6 +148,28 @@ async fn in_runtime(
         return Ok(Completion::Completed);
     }
     Err(Failure::new(format!("{text}{}{states}{}", told(&verdict), tail(&events))))
+}
+
+fn lacks(ctx: &Ctx, needs: Needs) -> Option<&'static str> {
+    let one_member = (!ctx.several()).then_some("has one member in a group");
+    match needs {
+        Needs::Anywhere | Needs::OwnBroker | Needs::OwnCluster => None,
+        Needs::Links | Needs::SeveralLinks | Needs::LongLinks if !ctx.harness.has_links() => {
+            Some("has no network here that a case can break")
+        }
+        Needs::LongLinks if std::env::var_os("EBUS_LONG").is_none() => {
+            Some("has better things to do for minutes; EBUS_LONG=1 runs it")
+        }
+        Needs::SeveralLinks => one_member,
+        Needs::Links | Needs::LongLinks => None,
+        Needs::Several => one_member,
+        Needs::Faults if ctx.harness.faults().is_none() => Some("makes no faults of ownership on request"),
+        Needs::Faults => one_member,
+        Needs::LogFaults if ctx.harness.log_faults().is_none() => {
+            Some("makes no faults of what is stored on request")
+        }
+        Needs::LogFaults => None,
+    }
 }
 
 fn told(verdict: &Verdict) -> String {

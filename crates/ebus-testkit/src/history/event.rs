@@ -38,6 +38,20 @@ pub enum Kind {
     /// What the broker said is committed: all below `offset` is finished, and the runs in `finished`. Not before this
     /// event, but no later either.
     Committed,
+    /// `member` was killed, and is dead now: what it ran has ended, and what it owned is lost.
+    Killed,
+    /// `member` is stopped, as by SIGSTOP: it does and learns nothing until `continued`.
+    Stopped,
+    /// `member` goes on.
+    Continued,
+    /// `member` cannot reach the broker until `healed`, or not all of it.
+    Cut,
+    /// `member` can reach the broker again.
+    Healed,
+    /// The broker, or a node of it, cannot be used by anybody until `up`.
+    Down,
+    /// The broker can be used again.
+    Up,
 }
 
 /// How it ended.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::durable::Durable;
 use super::{Event, write};
 
 const SHARDS: usize = 16;
@@ -33,6 +34,7 @@ struct Inner {
     sequence: AtomicU64,
     shards: [Mutex<Shard>; SHARDS],
     sink: Option<Mutex<Sink>>,
+    durable: Option<Durable>,
 }
 
 #[derive(Default)]
@@ -86,6 +88,25 @@ impl History {
         history
     }
 
+    /// An empty one that gives every event to this new file before [`record`](Self::record) returns, on a clock that all
+    /// processes of the machine share: what was recorded survives a SIGKILL, and the files of several processes can be
+    /// [merged](super::merge). It keeps nothing in memory: [`events`](Self::events) has none.
+    ///
+    /// # Errors
+    /// When the file exists or cannot be created.
+    #[cfg(all(feature = "durable", unix))]
+    pub fn durable(path: impl AsRef<Path>) -> io::Result<Self> {
+        let durable = Durable::create(path.as_ref())?;
+        Ok(Self(Arc::new(Inner {
+            clock: Instant::now,
+            origin: Instant::now(),
+            sequence: AtomicU64::new(0),
+            shards: Default::default(),
+            sink: None,
+            durable: Some(durable),
+        })))
+    }
+
     fn with_sink(clock: fn() -> Instant, sink: Option<Mutex<Sink>>) -> Self {
         Self(Arc::new(Inner {
             clock,
@@ -93,11 +114,15 @@ impl History {
             sequence: AtomicU64::new(0),
             shards: Default::default(),
             sink,
+            durable: None,
         }))
     }
 
     /// Records `event` as happening now.
     pub fn record(&self, mut event: Event) {
+        if let Some(durable) = &self.0.durable {
+            return durable.record(event);
+        }
         let mut shard = self.0.shards[shard_of_thread()].lock();
         event.at_ns = self.now_ns();
         let number = self.0.sequence.fetch_add(1, Ordering::Relaxed);
@@ -106,6 +131,9 @@ impl History {
 
     /// Now, on the clock of this history.
     pub fn now_ns(&self) -> u64 {
+        if let Some(durable) = &self.0.durable {
+            return durable.now_ns();
+        }
         let since = (self.0.clock)().saturating_duration_since(self.0.origin);
         u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
@@ -137,12 +165,15 @@ impl History {
     /// # Errors
     /// The first failure to write since the history began; nothing is written after it.
     pub fn flush(&self) -> io::Result<()> {
+        let told = |error: &io::Error| {
+            Err(io::Error::new(error.kind(), format!("the history was not written: {error}")))
+        };
+        if let Some(durable) = &self.0.durable {
+            return durable.failed().as_ref().map_or(Ok(()), told);
+        }
         self.0.write_new();
         let Some(sink) = &self.0.sink else { return Ok(()) };
-        match &sink.lock().failed {
-            None => Ok(()),
-            Some(error) => Err(io::Error::new(error.kind(), format!("the history was not written: {error}"))),
-        }
+        sink.lock().failed.as_ref().map_or(Ok(()), told)
     }
 }
 

@@ -1,6 +1,7 @@
 //! G6: what is finished does not run again, but for a crash.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::facts::{At, Facts, Run, Work, place};
 use super::rules::nanos;
@@ -12,9 +13,16 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     for run in &facts.runs {
         let Some(finished) = facts.finished.get(&run.work) else { continue };
         let Some(&before) = finished.iter().rev().find(|at| **at < run.start) else { continue };
-        match not_excused(facts, rules, &committed, run, before) {
-            None => verdict.replayed += 1,
-            Some(why) => verdict.find(
+        match excuse(facts, rules, &committed, run, before) {
+            Ok(excuse) => {
+                verdict.replayed += 1;
+                match excuse {
+                    Excuse::Uncommitted(age) => verdict.oldest_replayed = verdict.oldest_replayed.max(age),
+                    Excuse::HeldUp => verdict.held_up += 1,
+                    Excuse::Unaware => {}
+                }
+            }
+            Err(why) => verdict.find(
                 Promise::G6,
                 || format!("a message ran again after it was finished, {why}"),
                 [facts.event(before), facts.event(run.start)],
@@ -41,38 +49,69 @@ fn is_committed_before(commits: &Commits<'_>, work: Work<'_>, before: At) -> boo
     let (group, (topic, partition, offset)) = work;
     let all = commits.get(&(group, topic, partition)).map(Vec::as_slice).unwrap_or_default();
     all.iter().take_while(|(at, ..)| *at < before).any(|(_, watermark, finished)| {
-        offset < *watermark || finished.iter().any(|(from, to)| (*from..*to).contains(&offset))
+        // The runs ascend.
+        let run = finished.partition_point(|(_, to)| *to <= offset);
+        offset < *watermark || finished.get(run).is_some_and(|(from, _)| *from <= offset)
     })
 }
 
-/// Why a crash does not excuse that `run` repeats what was finished at `before`.
-fn not_excused(
+/// Why a message may run again.
+enum Excuse {
+    /// It finished so long before the crash, and was not committed yet.
+    Uncommitted(Duration),
+    /// Another fault kept it from being committed.
+    HeldUp,
+    /// The member did not know that it owned nothing any more.
+    Unaware,
+}
+
+/// Why `run` may repeat what was finished at `before`; an error says why it may not.
+fn excuse(
     facts: &Facts<'_>,
     rules: &Rules,
     commits: &Commits<'_>,
     run: &Run<'_>,
     before: At,
-) -> Option<&'static str> {
+) -> Result<Excuse, &'static str> {
     let Some(former) = facts.finisher(run.work, before) else {
-        return Some("and nobody knows who finished it");
+        return Err("and nobody knows who finished it");
     };
     if former.ownership() == run.ownership() {
-        return Some("under the same ownership");
+        return Err("under the same ownership");
     }
     // A member that does not know yet that it lost its partition runs what the next owner may have finished.
-    let stale = facts.lost_at(run.ownership()).map(|lost| lost.saturating_add(nanos(rules.cancel_within)));
-    if run.epoch < former.epoch && stale.is_some_and(|latest| facts.event(run.start).at_ns <= latest) {
-        return None;
+    let cancel_within = nanos(rules.cancel_within);
+    let lost = facts.lost_at(run.ownership());
+    let stale = lost.map(|lost| facts.faults.latest(run.member, lost, cancel_within));
+    let start = facts.event(run.start).at_ns;
+    if run.epoch < former.epoch
+        && stale.is_some_and(|latest| start <= latest)
+        && facts.may_be_stale(rules, run.member, start)
+    {
+        return Ok(Excuse::Unaware);
     }
     let Some(crash) = facts.crashed_at(former.ownership()) else {
-        return Some("and its owner had not crashed");
+        return Err("and its owner had not crashed");
     };
     if is_committed_before(commits, run.work, run.start) {
-        return Some("and that was committed");
+        return Err("and that was committed");
+    }
+    let crash_ns = facts.event(crash).at_ns;
+    let aftermath = rules.aftermath();
+    if rules.recovers_within.is_some() && !facts.faults.explain_loss(former.member, crash_ns, aftermath) {
+        return Err("and no fault of its owner was recorded");
     }
     // A loss may be noticed late; the next owner shows when it was at the latest.
     let next = facts.ownerships.get(&run.ownership()).and_then(|owned| owned.assigned).unwrap_or(crash);
     let lost_ns = facts.event(crash.min(next)).at_ns;
-    let due = facts.event(before).at_ns.saturating_add(rules.commit_within.map_or(u64::MAX, nanos));
-    (due < lost_ns).then_some("and it finished long before the crash")
+    let finished_ns = facts.event(before).at_ns;
+    let within = rules.commit_within.map_or(u64::MAX, nanos);
+    let due = facts.faults.commit_due(former.member, finished_ns, within, rules);
+    if due < lost_ns {
+        return Err("and it finished long before the crash");
+    }
+    if due > finished_ns.saturating_add(within) {
+        return Ok(Excuse::HeldUp);
+    }
+    Ok(Excuse::Uncommitted(Duration::from_nanos(lost_ns.saturating_sub(finished_ns))))
 }

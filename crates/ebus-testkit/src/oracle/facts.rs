@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::faults::{Faults, is_fault};
 use super::{Promise, Rules, Verdict};
 use crate::history::{Event, Kind, Outcome};
 
@@ -32,6 +33,7 @@ pub(super) struct Facts<'a> {
     /// When a message was finished: by success, by its dead letter, or by a drop that the user asked for. Ascending.
     pub(super) finished: HashMap<Work<'a>, Vec<At>>,
     pub(super) ownerships: HashMap<Ownership<'a>, Owned>,
+    pub(super) faults: Faults<'a>,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl<'a> Facts<'a> {
             run_of: HashMap::new(),
             finished: HashMap::new(),
             ownerships: HashMap::new(),
+            faults: Faults::default(),
         };
         // The runs that are open, by message, member, epoch and attempt.
         let mut open: HashMap<(Work<'a>, &str, u64, Option<u32>), Vec<usize>> = HashMap::new();
@@ -158,7 +161,8 @@ impl<'a> Facts<'a> {
             Kind::Revoking => {
                 ownership(event)?;
             }
-            Kind::Committed => {
+            kind if is_fault(kind) => self.faults.take(event)?,
+            _ => {
                 let _ = (event.group.as_ref()?, place(event)?);
             }
         }
@@ -202,6 +206,12 @@ impl<'a> Facts<'a> {
             let event = &self.events[*at];
             event.kind == Kind::Lost || event.outcome == Some(Outcome::Refused)
         })
+    }
+
+    /// Whether `member` could be unaware at `from` that it had lost a partition: always, unless excuses need a fault.
+    pub(super) fn may_be_stale(&self, rules: &Rules, member: &str, from: u64) -> bool {
+        rules.recovers_within.is_none()
+            || self.faults.keep_from_knowing(member, from, rules.aftermath(), rules.leases)
     }
 
     pub(super) fn event(&self, at: At) -> &'a Event {

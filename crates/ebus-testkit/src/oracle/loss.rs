@@ -1,5 +1,7 @@
 //! G1: what was acknowledged is, for every group, handled to success or a dead letter; and never called finished before.
 
+use std::collections::HashMap;
+
 use super::facts::{Facts, place, work};
 use super::{Promise, Rules, Verdict};
 use crate::history::{Kind, Outcome};
@@ -41,16 +43,23 @@ fn settled_unfinished(facts: &Facts<'_>, verdict: &mut Verdict) {
     }
 }
 
+/// Each message once, at the first commit that covers it: what was finished then is finished ever after.
 fn committed_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
+    let mut covered: HashMap<(&str, &str, u32), u64> = HashMap::new();
     for (at, event) in facts.events.iter().enumerate().filter(|(_, event)| event.kind == Kind::Committed) {
         let (Some(group), Some((topic, partition, watermark))) = (event.group.as_deref(), place(event))
         else {
             continue;
         };
+        let below = covered.entry((group, topic, partition)).or_default();
         let above = event.finished.iter().flatten().copied();
-        for (from, to) in std::iter::once((0, watermark)).chain(above).filter(|(from, to)| from < to) {
-            let covered = facts.messages.range((topic, partition, from)..(topic, partition, to));
-            for (&place, &stored) in covered {
+        for (from, to) in std::iter::once((0, watermark)).chain(above) {
+            let from = from.max(*below);
+            if from >= to {
+                continue;
+            }
+            let new = facts.messages.range((topic, partition, from)..(topic, partition, to));
+            for (&place, &stored) in new {
                 let in_scope = rules.in_scope(group, topic, partition, place.2);
                 if in_scope && !facts.is_finished_before((group, place), at) {
                     verdict.find(
@@ -61,5 +70,6 @@ fn committed_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict)
                 }
             }
         }
+        *below = watermark.max(*below);
     }
 }

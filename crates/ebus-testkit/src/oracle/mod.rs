@@ -31,6 +31,7 @@
 mod bounds;
 mod duplicates;
 mod facts;
+mod faults;
 mod loss;
 mod order;
 mod overlap;

@@ -27,7 +27,11 @@ fn two_at_once(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
         let lane = run.key.map_or(Lane::Message(run.work), |key| Lane::Key(group, place.0, key));
         let others = open.entry(lane).or_default();
         others.retain(|other| other.is_open_at(run.start));
-        for other in others.iter().filter(|other| !may_overlap(facts, rules, other, run)) {
+        for other in others.iter() {
+            if may_overlap(facts, rules, other, run) {
+                verdict.excused_overlaps += 1;
+                continue;
+            }
             let end = other.end.map(|end| facts.event(end));
             verdict.find(
                 Promise::G3,
@@ -41,14 +45,15 @@ fn two_at_once(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
 
 /// A member that lost its partition without notice learns of it late: until then both run, whoever began first.
 fn may_overlap(facts: &Facts<'_>, rules: &Rules, one: &Run<'_>, other: &Run<'_>) -> bool {
-    one.member != other.member && (is_stale(facts, rules, one) || is_stale(facts, rules, other))
+    let from = facts.event(one.start.max(other.start)).at_ns;
+    one.member != other.member && (is_stale(facts, rules, one, from) || is_stale(facts, rules, other, from))
 }
 
-/// Whether the partition of a run was lost, and the run has ended soon after.
-fn is_stale(facts: &Facts<'_>, rules: &Rules, run: &Run<'_>) -> bool {
+/// Whether the partition of a run was lost, the member could not know it at `from`, and the run has ended soon after it did.
+fn is_stale(facts: &Facts<'_>, rules: &Rules, run: &Run<'_>, from: u64) -> bool {
     let Some(lost) = facts.lost_at(run.ownership()) else { return false };
-    let latest = lost.saturating_add(nanos(rules.cancel_within));
-    run.end.is_some_and(|end| facts.event(end).at_ns <= latest)
+    let latest = facts.faults.latest(run.member, lost, nanos(rules.cancel_within));
+    run.end.is_some_and(|end| facts.event(end).at_ns <= latest) && facts.may_be_stale(rules, run.member, from)
 }
 
 /// Runs belong to an ownership that has begun; at its release they have ended, and after its loss they end soon.
@@ -71,7 +76,7 @@ fn without_ownership(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
                 );
             }
         } else {
-            let latest = at.at_ns.saturating_add(nanos(rules.cancel_within));
+            let latest = facts.faults.latest(run.member, at.at_ns, nanos(rules.cancel_within));
             if end.is_none_or(|end| end.at_ns > latest) {
                 verdict.find(Promise::G3, || "a run went on after its partition was lost".into(), shown());
             }

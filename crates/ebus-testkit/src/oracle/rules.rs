@@ -14,6 +14,9 @@ pub struct Rules {
     pub(super) cancel_within: Duration,
     pub(super) commit_within: Option<Duration>,
     pub(super) starts_within: Option<Duration>,
+    pub(super) recovers_within: Option<Duration>,
+    pub(super) leases: bool,
+    pub(super) group_waits: Option<Duration>,
     pub(super) max_in_flight: Option<usize>,
 }
 
@@ -35,6 +38,9 @@ impl Rules {
             cancel_within: Duration::from_secs(1),
             commit_within: None,
             starts_within: None,
+            recovers_within: None,
+            leases: false,
+            group_waits: None,
             max_in_flight: None,
         }
     }
@@ -96,6 +102,36 @@ impl Rules {
         self
     }
 
+    /// Demands that every excuse is bound to a fault that the history records: of that member (`killed`, `stopped`, `cut`), or of the
+    /// broker (`down`). Without such a fault nothing may be lost without notice, run twice, or overlap. `within` is how long
+    /// after its end a fault may still have effects: the time to connect again, and to learn what was missed.
+    ///
+    /// What could not be committed for such a fault is not measured by [`commit_within`](Self::commit_within) before the fault
+    /// is over.
+    #[must_use]
+    pub fn only_faults_excuse(mut self, within: Duration) -> Self {
+        self.recovers_within = Some(within);
+        self
+    }
+
+    /// Demands that a member that is cut off from the broker stops by its own clock before anybody takes over: only `stopped`
+    /// excuses an overlap, and no `cut` or `down`. Only with [`only_faults_excuse`](Self::only_faults_excuse).
+    #[must_use]
+    pub fn leases(mut self) -> Self {
+        self.leases = true;
+        self
+    }
+
+    /// Allows that no commit of anybody is accepted for so long after a fault of any member began: the broker answers none while
+    /// the group waits for a member that is not yet taken for dead, as Kafka's classic protocol does for a session time-out. What
+    /// excuses that something is lost at all is still a fault of its own owner. Only with
+    /// [`only_faults_excuse`](Self::only_faults_excuse).
+    #[must_use]
+    pub fn group_waits(mut self, within: Duration) -> Self {
+        self.group_waits = Some(within);
+        self
+    }
+
     /// Demands that a message starts within this time after it is stored, its partition is owned and its key is free
     /// (G4).
     #[must_use]
@@ -112,8 +148,18 @@ impl Rules {
     }
 
     pub(super) fn in_scope(&self, group: &str, topic: &str, partition: u32, offset: u64) -> bool {
+        if self.begins.is_empty() {
+            return true;
+        }
         let begin = self.begins.get(&(group.to_owned(), topic.to_owned(), partition));
         begin.is_none_or(|begin| offset >= *begin)
+    }
+}
+
+impl Rules {
+    /// How long after its end a fault has effects, in nanoseconds.
+    pub(super) fn aftermath(&self) -> u64 {
+        self.recovers_within.map_or(0, nanos)
     }
 }
 

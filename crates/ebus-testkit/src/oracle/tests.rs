@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Promise, Rules, Verdict, judge};
 use crate::history::{Event, Kind, Outcome, name};
 
+mod faults;
 mod mutations;
 mod script;
 

@@ -1,6 +1,7 @@
 //! What the oracle says.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::history::Event;
 
@@ -58,6 +59,12 @@ pub struct Verdict {
     pub dead_letters: u64,
     /// Messages that ran again because of a crash; no promise is broken.
     pub replayed: u64,
+    /// Of these, how long before the crash the oldest was finished; but for those whose commit another fault held up.
+    pub oldest_replayed: Duration,
+    /// Of these, those whose commit another fault held up.
+    pub held_up: u64,
+    /// Starts beside an open run of their key that are excused: a member did not know yet that it had lost its partition.
+    pub excused_overlaps: u64,
     /// G1: messages that were lost, once for each group.
     pub lost: u64,
     /// G2: starts out of order.

@@ -1,46 +1,10 @@
 //! Several proxies as one: the network between one client and all nodes of a broker.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
-use super::Proxy;
-
-/// From a local port to a server.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Route {
-    /// The local port that a client connects to.
-    pub port: u16,
-    /// The server behind it, `host:port`.
-    pub upstream: String,
-}
-
-impl Route {
-    /// From `port` to `upstream`.
-    pub fn new(port: u16, upstream: impl Into<String>) -> Self {
-        Self { port, upstream: upstream.into() }
-    }
-}
-
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.port, self.upstream)
-    }
-}
-
-impl FromStr for Route {
-    type Err = String;
-
-    /// Reads `<port>=<host:port>`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no route; write <port>=<host>:<port>");
-        let (port, upstream) = text.split_once('=').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
-        if upstream.contains(':') { Ok(Self::new(port, upstream)) } else { Err(wrong()) }
-    }
-}
+use super::{Proxy, Route};
 
 /// The network between one client and all nodes of a broker: a proxy for each of them, with the same faults at once.
 ///
@@ -56,6 +20,21 @@ impl Line {
     pub fn open<'r>(routes: impl IntoIterator<Item = &'r Route>) -> io::Result<Self> {
         let routes = routes.into_iter();
         routes.map(|route| Proxy::start_at(route.port, &*route.upstream)).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Opens the first of these ways that nobody uses; `None` when all are in use.
+    ///
+    /// # Errors
+    /// When a proxy cannot be started for another reason.
+    pub fn first_free<'r>(ways: impl IntoIterator<Item = &'r [Route]>) -> io::Result<Option<Self>> {
+        for routes in ways {
+            match Self::open(routes) {
+                Ok(line) => return Ok(Some(line)),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// Starts a proxy on a free port for every server; `host:port` each.

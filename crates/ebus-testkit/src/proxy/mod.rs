@@ -32,7 +32,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-pub use line::{Line, Route};
+pub use crate::route::Route;
+pub use line::Line;
 use state::{Flow, State};
 
 /// Forwards connections to one server, and breaks them on request.

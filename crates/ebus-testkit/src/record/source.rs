@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ebus_core::{Assigned, Error, Group, Owned, Settlement, Source, SourceEvent, Token, Topic};
+use ebus_core::{Assigned, Error, ErrorKind, Group, Owned, Settlement, Source, SourceEvent, Token, Topic};
 
 use crate::history::{Event, History, Kind, Name, Outcome, name};
 
@@ -155,7 +155,11 @@ impl Source for RecordedSource {
         let Some(inner) = self.inner.take() else { return Ok(()) };
         let result = inner.close(within).await;
         let owned = std::mem::take(&mut self.log.owned);
-        self.log.released(&owned, &result);
+        match &result {
+            // It learns only now that others own what it held: that was no release.
+            Err(error) if error.kind() == ErrorKind::Fenced => self.log.lost(&owned),
+            result => self.log.released(&owned, result),
+        }
         result
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::Barrier;
 
 use super::super::ctx::{Ctx, keys, send};
 use super::super::failure::{Checked, Failure};
+use super::super::link::Break;
 use crate::record::version_from_header;
 
 /// b01: many publishers, many members: the union is complete.
@@ -170,8 +171,22 @@ pub(super) async fn b07_publish_order_per_key(ctx: &Ctx) -> Checked {
     const FORGOTTEN: usize = 5 * KEYS;
     const CALLS: usize = KEYS * VERSIONS as usize;
     let topic = ctx.topic("pipelined", 3).await?;
-    let _member = ctx.member("m", &ctx.group("g"), &[&topic]).start().await?;
-    let mut publisher = ctx.publisher();
+    let member = ctx.member("m", &ctx.group("g"), &[&topic]).mortal().start().await?;
+    let (backend, wire) = ctx.another_linked("publisher").await?;
+    let mut publisher = backend.publisher();
+    let wires: Vec<_> = wire.iter().chain(member.wire()).collect();
+    let trouble = async {
+        if wires.is_empty() {
+            return ctx.harness.disturb(&topic).await;
+        }
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            wires.iter().for_each(|wire| wire.fail(Break::Cut));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            wires.iter().for_each(|wire| wire.heal());
+        }
+        true
+    };
     let publishing = async {
         let mut sent = Vec::new();
         for version in 1..=VERSIONS {
@@ -189,7 +204,7 @@ pub(super) async fn b07_publish_order_per_key(ctx: &Ctx) -> Checked {
         sent.truncate(sent.len() - FORGOTTEN);
         Ok::<_, Failure>(join_all(sent).await)
     };
-    let (answers, disturbed) = tokio::join!(publishing, ctx.harness.disturb(&topic));
+    let (answers, disturbed) = tokio::join!(publishing, trouble);
     let stored = answers?.iter().filter(|answer| answer.is_ok()).count();
     // Without trouble nothing fails; with trouble, what fails is told, and the oracle looks at what is there.
     assert!(disturbed || stored + FORGOTTEN == CALLS, "{stored} are stored though nothing was wrong");

@@ -49,6 +49,7 @@ pub(super) async fn d03_killed_runs_again_since_the_last_commit(ctx: &Ctx) -> Ch
     ctx.publish(&topic, &keys("k", KEYS), 1..=20).await?;
     let first = ctx
         .member("first", &group, &[&topic])
+        .mortal()
         .handler(|delivery| async move {
             if begins(&delivery, "slow") {
                 std::future::pending::<()>().await;
@@ -127,6 +128,7 @@ pub(super) async fn d13_take_over_kill_take_over(ctx: &Ctx) -> Checked {
     // inherited: its commit must not forget that.
     let second = ctx
         .member("second", &group, &[&topic])
+        .mortal()
         .options(|options| {
             let limits = LedgerLimits::default().with_max_span(3);
             options.with_limits(limits).with_commit_interval(Duration::from_millis(20))

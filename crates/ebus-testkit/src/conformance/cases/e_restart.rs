@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebus_core::{NextOffset, Outcome};
+use ebus_core::{NextOffset, Outcome, StartPosition};
 use parking_lot::Mutex;
 
 use super::super::ctx::{Ctx, keys};
@@ -100,5 +100,38 @@ pub(super) async fn e05_closing_deletes_nothing(ctx: &Ctx) -> Checked {
     ctx.publish(&topic, &names, 6..=6).await?;
     ctx.until_handled(60).await?;
     assert_eq!(ctx.log.all().len(), 60, "something ran twice");
+    Ok(())
+}
+
+/// e07: `latest`: killed before the first commit could be due, nothing published after `start` returned is missed.
+pub(super) async fn e07_latest_misses_nothing_after_start(ctx: &Ctx) -> Checked {
+    const KEYS: usize = 20;
+    let topic = ctx.topic("latest", 3).await?;
+    let group = ctx.group("g");
+    let before = ctx.publish(&topic, &keys("before", KEYS), 1..=3).await?;
+    for (partition, begin) in (0..).zip(ctx.ends(&topic).await?) {
+        ctx.rules(|rules| rules.begins_at(group.as_str(), topic.as_str(), partition, begin.0));
+    }
+    let latest = |label: &str| {
+        ctx.member(label, &group, &[&topic]).options(|options| {
+            let options = options.with_commit_interval(Duration::from_secs(3_600));
+            options.with_start(StartPosition::Latest)
+        })
+    };
+    let first = latest("first")
+        .mortal()
+        .handler(|_| async {
+            std::future::pending::<()>().await;
+            Outcome::Ack
+        })
+        .start()
+        .await?;
+    ctx.publish(&topic, &keys("after", KEYS), 1..=2).await?;
+    first.kill().await?;
+    ctx.publish(&topic, &keys("after", KEYS), 3..=4).await?;
+    let _second = latest("second").start().await?;
+    ctx.until_handled(KEYS * 4).await?;
+    let old = ctx.log.count(|ran| ran.key.starts_with("before"));
+    assert_eq!(old, 0, "{old} of the {} from before were handled", before.len());
     Ok(())
 }

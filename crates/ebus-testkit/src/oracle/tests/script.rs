@@ -168,6 +168,16 @@ impl Script {
         self
     }
 
+    /// A fault of a member, or its end.
+    pub(super) fn fault(mut self, kind: Kind, member: &str) -> Self {
+        let event = self.event(kind, member, 0, "", 0);
+        let at_ns = event.at_ns;
+        *event = Event::new(kind);
+        event.at_ns = at_ns;
+        event.member = Some(name(member));
+        self
+    }
+
     pub(super) fn committed(mut self, watermark: u64, finished: &[(u64, u64)]) -> Self {
         let event = self.event(Kind::Committed, "", 0, "", watermark);
         event.version = None;

@@ -1,0 +1,40 @@
+//! The conformance suite on librdkafka's mock cluster, as far as that goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ebus_core::{Backend, Error};
+use ebus_testkit::conformance::{self, Harness, Setup};
+
+#[path = "support/mock.rs"]
+mod support;
+
+use support::{Mock, Mocked};
+
+struct OnMock {
+    mock: Mock,
+}
+
+#[async_trait]
+impl Harness for OnMock {
+    async fn connect(&self) -> Result<Arc<dyn Backend>, Error> {
+        Ok(Mocked::connect(&self.mock, |config| config).await?)
+    }
+
+    /// The mock waits 3 s before the first rebalance of a group, and cannot be told otherwise.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(45)
+    }
+}
+
+fn main() {
+    conformance::run_only(
+        "mock",
+        |_| true,
+        || match Mock::start(1) {
+            Ok(mock) => Setup::Ready(Arc::new(OnMock { mock })),
+            Err(error) => Setup::Missing { reason: error.to_string(), required: true },
+        },
+    );
+}

@@ -1,0 +1,109 @@
+//! What was done to members and broker on purpose, as the history records it: what excuses, and for how long.
+//!
+//! An excuse belongs to the member that had the fault, and to the time of it; where the broker itself was down, to all members.
+
+use super::Rules;
+use super::rules::nanos;
+use crate::history::{Event, Kind};
+
+#[derive(Debug, Default)]
+pub(super) struct Faults<'a> {
+    /// In the order in which they began.
+    spans: Vec<Span<'a>>,
+}
+
+#[derive(Debug)]
+struct Span<'a> {
+    kind: Kind,
+    member: Option<&'a str>,
+    from: u64,
+    /// `None`: it lasts.
+    to: Option<u64>,
+}
+
+impl Span<'_> {
+    fn concerns(&self, member: &str) -> bool {
+        self.kind == Kind::Down || self.member == Some(member)
+    }
+
+    fn to(&self) -> u64 {
+        self.to.unwrap_or(u64::MAX)
+    }
+
+    /// Whether it has an effect at some time between `from` and `to`, when its effect lasts `after` longer than itself.
+    fn meets(&self, from: u64, to: u64, after: u64) -> bool {
+        self.from <= to && from <= self.to().saturating_add(after)
+    }
+}
+
+impl<'a> Faults<'a> {
+    /// `None` when the event ends what never began.
+    pub(super) fn take(&mut self, event: &'a Event) -> Option<()> {
+        let member = event.member.as_deref();
+        let began = match event.kind {
+            Kind::Killed | Kind::Stopped | Kind::Cut | Kind::Down => {
+                let to = (event.kind == Kind::Killed).then_some(event.at_ns);
+                self.spans.push(Span { kind: event.kind, member, from: event.at_ns, to });
+                return Some(());
+            }
+            Kind::Continued => Kind::Stopped,
+            Kind::Healed => Kind::Cut,
+            Kind::Up => Kind::Down,
+            _ => return None,
+        };
+        let mut open = self.spans.iter_mut().rev();
+        let span = open.find(|span| span.kind == began && span.member == member && span.to.is_none())?;
+        span.to = Some(event.at_ns);
+        Some(())
+    }
+
+    /// Whether one of them explains that `member` lost a partition at `at`, or could not commit.
+    pub(super) fn explain_loss(&self, member: &str, at: u64, after: u64) -> bool {
+        self.spans.iter().any(|span| span.concerns(member) && span.meets(at, at, after))
+    }
+
+    /// Whether `member` could not know at `at` that it had lost a partition. With leases its own clock told it, unless it was
+    /// stopped.
+    pub(super) fn keep_from_knowing(&self, member: &str, at: u64, after: u64, leases: bool) -> bool {
+        self.spans.iter().any(|span| {
+            let kind = span.kind == Kind::Stopped || !leases && matches!(span.kind, Kind::Cut | Kind::Down);
+            kind && span.concerns(member) && span.meets(at, at, after)
+        })
+    }
+
+    /// `within` after `from`, but for the time in which `member` was stopped.
+    pub(super) fn latest(&self, member: &str, from: u64, within: u64) -> u64 {
+        let mut latest = from.saturating_add(within);
+        for span in self.spans.iter().filter(|span| span.kind == Kind::Stopped && span.concerns(member)) {
+            if span.meets(from, latest, 0) {
+                latest = latest.max(span.to().saturating_add(within));
+            }
+        }
+        latest
+    }
+
+    /// When what `member` finished at `from` must have been committed: `within` later, or after it could reach the broker again,
+    /// or after the group did not wait for somebody else any more.
+    pub(super) fn commit_due(&self, member: &str, from: u64, within: u64, rules: &Rules) -> u64 {
+        let after = rules.aftermath();
+        let mut due = from.saturating_add(within);
+        for span in &self.spans {
+            let own = span.concerns(member) && span.kind != Kind::Killed;
+            let over = match rules.group_waits.map(nanos) {
+                _ if own => span.to().saturating_add(after),
+                Some(waits) if span.kind != Kind::Down => span.from.saturating_add(waits),
+                _ => continue,
+            };
+            if span.from <= due && from <= over {
+                due = due.max(over.saturating_add(within));
+            }
+        }
+        due
+    }
+}
+
+/// Whether an event is one of those that [`Faults`] takes.
+pub(super) fn is_fault(kind: Kind) -> bool {
+    use Kind::{Continued, Cut, Down, Healed, Killed, Stopped, Up};
+    matches!(kind, Killed | Stopped | Continued | Cut | Healed | Down | Up)
+}

@@ -1,0 +1,76 @@
+//! What `run` is asked for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// What to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Backend {
+    Memory,
+    Kafka,
+    Nats,
+}
+
+impl Backend {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Kafka => "kafka",
+            Self::Nats => "nats",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// The backend
+    #[arg(long, value_enum)]
+    pub(crate) backend: Backend,
+    /// How long publishers publish and things fail; then everything is healed and finished. A fraction is fine
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) minutes: f64,
+    /// Members of the group, more or less
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=32))]
+    pub(crate) members: u32,
+    /// The same seed gives the same schedule; drawn and printed when it is left out
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Events that all publishers publish together
+    #[arg(long, default_value_t = 1_000, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub(crate) events_per_second: u32,
+    /// Nodes of the broker: with 3, nodes are lost in turn
+    #[arg(long, default_value_t = 1)]
+    pub(crate) nodes: usize,
+    /// Where to write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Where histories and logs are written; removed at the end when every promise was kept
+    #[arg(long, value_name = "DIR", default_value = "target/chaos")]
+    pub(crate) dir: PathBuf,
+    /// Keeps histories and logs also when every promise was kept
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+impl Options {
+    /// How long things happen.
+    pub(crate) fn time(&self) -> Result<Duration> {
+        if !(0.25..=24.0 * 60.0).contains(&self.minutes) {
+            bail!("--minutes is {}; give 0.25 to 1440", self.minutes);
+        }
+        match (self.backend, self.nodes) {
+            (Backend::Memory, 1) | (_, 1 | 3) => Ok(Duration::from_secs_f64(self.minutes * 60.0)),
+            (Backend::Memory, _) => {
+                bail!("--nodes is for brokers that have some; the one in memory has none")
+            }
+            (_, nodes) => {
+                bail!("--nodes is {nodes}; give 1, or 3 for a cluster that survives the loss of one")
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What a message asks of its handler: drawn by its publisher, carried in its payload, obeyed by whoever handles it.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use ebus::{Delivery, Handled, HandlerError};
+use ebus_testkit::history::History;
+
+/// What the handler does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Succeeds at once.
+    Quick,
+    /// Succeeds after so many milliseconds.
+    Sleep(u64),
+    /// Fails so many times, then succeeds.
+    Fail(u64),
+    /// Panics the first time.
+    Panic,
+    /// Is rejected: a dead letter.
+    Reject,
+    /// Fails until so many milliseconds after it was published.
+    Wait(u64),
+}
+
+impl Work {
+    /// Draws it: mostly quick, now and then something that holds its key up. `block` is how long a key is blocked that is.
+    pub(crate) fn draw(random: &mut fastrand::Rng, block: Duration) -> Self {
+        let block = block.as_millis() as u64;
+        match random.u32(0..100_000) {
+            // One of these in 20,000 each: with 1,000 events a second a key is blocked every ten seconds.
+            0..5 => Self::Sleep(block),
+            5..10 => Self::Wait(block),
+            10..110 => Self::Sleep(random.u64(1_000..3_000)),
+            110..410 => Self::Reject,
+            410..710 => Self::Panic,
+            710..1_710 => Self::Fail(random.u64(1..4)),
+            1_710..13_710 => Self::Sleep(random.u64(1..50)),
+            _ => Self::Quick,
+        }
+    }
+
+    /// The payload that says so, published at this time of the history's clock.
+    pub(crate) fn payload(self, now_ns: u64) -> String {
+        let (word, number) = match self {
+            Self::Quick => ("quick", 0),
+            Self::Sleep(ms) => ("sleep", ms),
+            Self::Fail(times) => ("fail", times),
+            Self::Panic => ("panic", 0),
+            Self::Reject => ("reject", 0),
+            Self::Wait(ms) => ("wait", ms),
+        };
+        format!("{word} {number} {now_ns}")
+    }
+
+    /// The work, and when it was published.
+    pub(crate) fn of(payload: &[u8]) -> Option<(Self, u64)> {
+        let mut words = std::str::from_utf8(payload).ok()?.split(' ');
+        let (word, number, at_ns) = (words.next()?, words.next()?, words.next()?);
+        let number = u64::from_str(number).ok()?;
+        let work = match word {
+            "quick" => Self::Quick,
+            "sleep" => Self::Sleep(number),
+            "fail" => Self::Fail(number),
+            "panic" => Self::Panic,
+            "reject" => Self::Reject,
+            "wait" => Self::Wait(number),
+            _ => return None,
+        };
+        Some((work, u64::from_str(at_ns).ok()?))
+    }
+}
+
+/// The handler of all members. `clock` is the one that the publisher read.
+pub(crate) async fn handle(clock: History, delivery: Delivery) -> Handled {
+    let Some((work, published_ns)) = Work::of(delivery.payload()) else {
+        return Err(HandlerError::permanent("nobody of this run published that"));
+    };
+    match work {
+        Work::Sleep(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        Work::Fail(times) if u64::from(delivery.attempt()) <= times => {
+            return Err(HandlerError::retry("fails on purpose"));
+        }
+        // Not `panic!`: its hook would print a message for each of these.
+        Work::Panic if delivery.attempt() == 1 => std::panic::resume_unwind(Box::new("panics on purpose")),
+        Work::Reject => return Err(HandlerError::permanent("rejected on purpose")),
+        Work::Wait(ms) if clock.now_ns() < published_ns.saturating_add(ms * 1_000_000) => {
+            return Err(HandlerError::retry("not yet").retry_after(Duration::from_millis(250)));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_drawn_is_read_again() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let block = Duration::from_secs(60);
+        let drawn: Vec<_> = (0..200_000).map(|_| Work::draw(&mut random, block)).collect();
+        for work in &drawn {
+            assert_eq!(Work::of(work.payload(7).as_bytes()), Some((*work, 7)));
+        }
+        let has = |is: fn(&Work) -> bool| drawn.iter().any(is);
+        assert!(has(|work| *work == Work::Sleep(60_000)) && has(|work| *work == Work::Wait(60_000)));
+        assert!(has(|work| *work == Work::Reject) && has(|work| *work == Work::Panic));
+        assert_eq!(Work::of(b"nonsense"), None);
+    }
+}
