@@ -228,7 +228,7 @@ async fn consume_raw(url: &str, topic: &Topic, messages: usize) -> Result<f64, F
         let message = message?;
         let sequence = message.info()?.stream_sequence;
         let key =
-            message.headers.as_ref().and_then(|h| h.get("Ebus-Key")).map(|key| Bytes::from(key.to_string()));
+            message.headers.as_ref().and_then(|h| h.get("Ebus")).map(|key| Bytes::from(key.to_string()));
         owned = Some((sequence, key, message.message.payload));
     }
     assert!(owned.is_some());

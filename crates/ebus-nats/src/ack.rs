@@ -26,6 +26,8 @@ pub(crate) enum Ack {
 
 #[derive(Deserialize)]
 struct Wire<'a> {
+    #[serde(borrow, default)]
+    stream: Cow<'a, str>,
     #[serde(default)]
     seq: u64,
     #[serde(default)]
@@ -45,24 +47,39 @@ struct WireError<'a> {
 }
 
 impl Ack {
+    /// The answer of any stream.
     pub(crate) fn read(message: &async_nats::Message) -> Self {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Self::NobodyListens;
         }
-        Self::parse(&message.payload)
+        Self::parse(&message.payload, None).unwrap_or_else(Self::Unreadable)
     }
 
-    fn parse(payload: &[u8]) -> Self {
-        match serde_json::from_slice::<Wire<'_>>(payload) {
+    /// The answer to a message for this stream.
+    ///
+    /// # Errors
+    /// The name of another stream, which has stored it.
+    pub(crate) fn read_of(message: &async_nats::Message, stream: &str) -> Result<Self, String> {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            return Ok(Self::NobodyListens);
+        }
+        Self::parse(&message.payload, Some(stream))
+    }
+
+    fn parse(payload: &[u8], expected: Option<&str>) -> Result<Self, String> {
+        Ok(match serde_json::from_slice::<Wire<'_>>(payload) {
             Ok(Wire { error: Some(error), .. }) => Self::Refused {
                 code: error.err_code,
                 status: error.code,
                 description: error.description.into_owned(),
             },
             Ok(Wire { seq: 0, .. }) => Self::Unreadable("an acknowledgement without a sequence".into()),
+            Ok(Wire { stream, .. }) if expected.is_some_and(|name| name != stream) => {
+                return Err(stream.into_owned());
+            }
             Ok(Wire { seq, duplicate, .. }) => Self::Stored { sequence: seq, duplicate },
             Err(why) => Self::Unreadable(why.to_string()),
-        }
+        })
     }
 }
 
@@ -73,16 +90,19 @@ mod tests {
     #[test]
     fn every_answer_is_told_apart() {
         let stored = |sequence, duplicate| Ack::Stored { sequence, duplicate };
-        assert_eq!(Ack::parse(br#"{"stream":"s","seq":7}"#), stored(7, false));
-        assert_eq!(Ack::parse(br#"{"stream":"s","domain":"d","seq":7,"duplicate":true}"#), stored(7, true));
-        let refused = Ack::parse(
+        let parse = |payload: &[u8]| Ack::parse(payload, Some("s")).expect("of this stream");
+        assert_eq!(parse(br#"{"stream":"s","seq":7}"#), stored(7, false));
+        assert_eq!(parse(br#"{"stream":"s","domain":"d","seq":7,"duplicate":true}"#), stored(7, true));
+        assert_eq!(Ack::parse(br#"{"stream":"t","seq":7}"#, Some("s")), Err("t".into()));
+        assert_eq!(Ack::parse(br#"{"stream":"t","seq":7}"#, None), Ok(stored(7, false)));
+        let refused = parse(
             br#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: \"3\""},"stream":"s","seq":0}"#,
         );
         assert_eq!(
             refused,
             Ack::Refused { code: 10071, status: 400, description: "wrong last sequence: \"3\"".into() }
         );
-        assert!(matches!(Ack::parse(b"+OK"), Ack::Unreadable(_)));
-        assert!(matches!(Ack::parse(br#"{"stream":"s"}"#), Ack::Unreadable(_)));
+        assert!(matches!(parse(b"+OK"), Ack::Unreadable(_)));
+        assert!(matches!(parse(br#"{"stream":"s"}"#), Ack::Unreadable(_)));
     }
 }

@@ -9,10 +9,11 @@ use crate::auth::{Credentials, Secret};
 use crate::config::{MissingTopic, NatsConfig};
 
 /// The keys of a query.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "name",
     "max_in_flight",
     "max_in_flight_bytes",
+    "batches",
     "publish_timeout",
     "connect_timeout",
     "request_timeout",
@@ -133,6 +134,7 @@ impl NatsConfig {
             "name" => self.name = value.into(),
             "max_in_flight" => self.max_in_flight = number(value)?,
             "max_in_flight_bytes" => self.max_in_flight_bytes = number(value)?,
+            "batches" => self.batches = flag(value)?,
             "publish_timeout" => self.publish_timeout = duration(value)?,
             "connect_timeout" => self.connect_timeout = duration(value)?,
             "request_timeout" => self.request_timeout = duration(value)?,

@@ -49,6 +49,9 @@ pub struct NatsConfig {
     pub max_in_flight: usize,
     /// The most bytes of them; 64 MiB by default. One message above it is let through when nothing else is in flight.
     pub max_in_flight_bytes: usize,
+    /// Whether to publish in batches where the server has them (2.14), and to make topics that take them; `true` by default. A
+    /// topic that takes batches cannot be served by a server before 2.14 any more.
+    pub batches: bool,
     /// How long a publish waits for its acknowledgement; 5 s by default. Then it fails with `Timeout`: it may have been stored.
     pub publish_timeout: Duration,
     /// How long connecting may take; 5 s by default.
@@ -80,6 +83,7 @@ impl NatsConfig {
             name: "ebus".into(),
             max_in_flight: 2_000,
             max_in_flight_bytes: 64 << 20,
+            batches: true,
             publish_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(5),
@@ -103,6 +107,13 @@ impl NatsConfig {
     #[must_use]
     pub fn with_max_in_flight_bytes(mut self, bytes: usize) -> Self {
         self.max_in_flight_bytes = bytes;
+        self
+    }
+
+    /// Whether to publish in batches where the server has them.
+    #[must_use]
+    pub fn with_batches(mut self, batches: bool) -> Self {
+        self.batches = batches;
         self
     }
 

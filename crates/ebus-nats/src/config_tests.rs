@@ -16,6 +16,7 @@ fn i06_every_key_of_a_url_changes_something() {
             "missing_topic" => "create",
             "partitions" | "replicas" => "3&missing_topic=create",
             "tls" | "tls_first" => "true",
+            "batches" => "false",
             "lease" | "publish_timeout" | "connect_timeout" | "request_timeout" => "7s",
             _ => "7",
         };

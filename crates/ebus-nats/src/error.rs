@@ -33,6 +33,10 @@ fn meaning(code: u64, status: u64) -> (ErrorKind, &'static str) {
         10002 | 10023 | 10047 | 10077 | 10122 => {
             (ErrorKind::Overloaded, "the server refused to store more; raise its limits or the stream's")
         }
+        10205..=10208 | 10211 => (
+            ErrorKind::Unavailable,
+            "the server did not take the message as one of a batch; nothing was stored",
+        ),
         10084 => (
             ErrorKind::Unsupported,
             "a stream with work-queue retention cannot be read by partition; use limits",

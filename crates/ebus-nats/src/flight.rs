@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use async_nats::HeaderMap;
-use bytes::Bytes;
-use ebus_core::{Error, Receipt, Topic};
+use ebus_core::{Error, Message, Receipt, Topic};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -20,10 +19,16 @@ pub(crate) struct Route {
     pub(crate) max_message_bytes: AtomicUsize,
 }
 
-/// A message and who waits for it.
+/// A message and who waits for it. Boxed on its way: it is large, and goes through four queues.
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) route: Arc<Route>,
+    /// Kept until it is acknowledged, to find it again in the stream.
+    pub(crate) message: Message,
+    /// Taken when it is sent.
+    pub(crate) headers: HeaderMap,
+    /// Whether the server looks at an id: such a message goes by itself, because it may have an older offset.
+    pub(crate) has_id: bool,
     /// The hash of the key; `None` without a key.
     pub(crate) hash: Option<u32>,
     /// Where it went; known when it is sent.
@@ -38,9 +43,7 @@ pub(crate) struct Flight {
 #[derive(Debug)]
 pub(crate) struct Queued {
     pub(crate) sequence: u64,
-    pub(crate) flight: Flight,
-    pub(crate) headers: HeaderMap,
-    pub(crate) payload: Bytes,
+    pub(crate) flight: Box<Flight>,
 }
 
 /// What is sent, found by the number that its acknowledgement carries. O(1): acknowledgements come nearly in order.
@@ -49,7 +52,7 @@ pub(crate) struct Queued {
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     base: u64,
-    flights: VecDeque<Option<(u64, Flight)>>,
+    flights: VecDeque<Option<(u64, Box<Flight>)>>,
     len: usize,
 }
 
@@ -60,13 +63,24 @@ impl Window {
     }
 
     /// Takes the message called as `sequence` in, under the next number.
-    pub(crate) fn push(&mut self, sequence: u64, flight: Flight) {
+    pub(crate) fn push(&mut self, sequence: u64, flight: Box<Flight>) {
         self.flights.push_back(Some((sequence, flight)));
         self.len += 1;
     }
 
+    /// The number of the oldest one that is not done, or of the next one.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The message of this number, if it is not done.
+    pub(crate) fn get(&self, number: u64) -> Option<&Flight> {
+        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        self.flights.get(index)?.as_ref().map(|(_, flight)| &**flight)
+    }
+
     /// The message of this number, once.
-    pub(crate) fn take(&mut self, number: u64) -> Option<(u64, Flight)> {
+    pub(crate) fn take(&mut self, number: u64) -> Option<(u64, Box<Flight>)> {
         let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
         let taken = self.flights.get_mut(index)?.take()?;
         self.len -= 1;
@@ -83,11 +97,11 @@ impl Window {
 
     /// The oldest one.
     pub(crate) fn front(&self) -> Option<&Flight> {
-        self.flights.front().and_then(Option::as_ref).map(|(_, flight)| flight)
+        self.flights.front().and_then(Option::as_ref).map(|(_, flight)| &**flight)
     }
 
     /// Takes the oldest one.
-    pub(crate) fn pop(&mut self) -> Option<(u64, Flight)> {
+    pub(crate) fn pop(&mut self) -> Option<(u64, Box<Flight>)> {
         let popped = self.flights.front_mut()?.take()?;
         self.len -= 1;
         self.trim();
@@ -103,18 +117,21 @@ impl Window {
 mod tests {
     use super::*;
 
-    fn flight() -> Flight {
+    fn flight() -> Box<Flight> {
         let topic = Topic::new("orders").expect("legal");
         let route =
             Route { id: 0, topic, stream: "orders".into(), max_message_bytes: AtomicUsize::new(usize::MAX) };
-        Flight {
+        Box::new(Flight {
             route: Arc::new(route),
+            message: Message::new("x"),
+            headers: HeaderMap::new(),
+            has_id: false,
             hash: None,
             partition: 0,
             bytes: 1,
             deadline: Instant::now(),
             reply: oneshot::channel().0,
-        }
+        })
     }
 
     #[tokio::test]

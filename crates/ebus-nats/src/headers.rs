@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use ebus_core::Headers;
 
-use crate::convert::has_prefix;
+use crate::convert::{is_own, is_servers};
 
 /// The header that holds the order.
 pub(crate) const ORDER: &str = "Ebus-Order";
@@ -29,8 +29,8 @@ pub(crate) fn is_plain(text: &str) -> bool {
 fn is_native_name(name: &str) -> bool {
     !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
-        && !has_prefix(name, "nats-")
-        && !has_prefix(name, "ebus-")
+        && !is_servers(name)
+        && !is_own(name)
 }
 
 fn native_value<'a>(name: &str, value: &'a Bytes) -> Option<&'a str> {

@@ -21,7 +21,7 @@
 //! | topic `a.b` | stream `a=b` with subjects `a.b.0` to `a.b.<P-1>`, `limits` retention, no limits; P and the hash (murmur2, as the Java clients of Kafka) in its metadata |
 //! | a stream that somebody else made | a topic of one partition |
 //! | offset | the stream's sequence, from 1: partitions share it, so the offsets of one partition grow with gaps |
-//! | message | see the module `convert`: plain headers natively, `Ebus-Key`, `Ebus-Time` |
+//! | message | see the module `convert`: plain headers natively, time and key in `Ebus` |
 //! | group | key-value bucket `ebus`: `p.<group>.<topic>.<partition>` is the record of a partition, `h.<group>.<member>` the heartbeat of a member, `g.<group>` the manifest |
 //! | reading | a pull consumer without acknowledgements, in memory, per ownership: `<group>_<partition>_<epoch>_<instance>` |
 //!
@@ -35,6 +35,11 @@
 //! - G5, bounded: messages and bytes in flight (`gate`), the span of each partition (`intake`).
 //! - G6, few duplicates: what finished above the watermark is part of every commit (`record`).
 //! - G7, publish order: one task hands messages on in the order of `call` and never sends one twice (`pump`).
+//!
+//! # Batches
+//! Since nats-server 2.14, messages that are pipelined are acknowledged together, while this connection is the only publisher
+//! of the stream (`batch`, `pump::batches`, `place`). A topic that was made for it cannot be served by an older server any
+//! more: [`NatsConfig::batches`] turns it off. Streams that exist are used as they are.
 //!
 //! # Members of a group
 //! Any number of members share the partitions of a group's topics evenly, moving no more than needed; those that find none
@@ -77,11 +82,13 @@ mod address;
 mod auth;
 mod backend;
 mod balance;
+mod batch;
 mod beat;
 mod config;
 mod connection;
 mod consumer;
 mod convert;
+mod digits;
 mod error;
 mod flight;
 mod gate;
@@ -95,6 +102,7 @@ mod names;
 mod own;
 mod part;
 mod peers;
+mod place;
 mod producer;
 mod pump;
 mod reader;

@@ -132,14 +132,23 @@ impl NatsProducer {
     fn enqueue(&mut self, publish: Publish) -> Result<oneshot::Receiver<Result<Receipt, Error>>, Error> {
         let Publish { topic, message, id, .. } = publish;
         let route = self.route(&topic);
-        if let Some(id) = id.as_deref().filter(|id| !convert::is_legal_id(id)) {
+        self.enqueue_on(route, message, id.as_deref()).map_err(|error| error.with_context("topic", topic))
+    }
+
+    fn enqueue_on(
+        &mut self,
+        route: Arc<Route>,
+        message: Message,
+        id: Option<&str>,
+    ) -> Result<oneshot::Receiver<Result<Receipt, Error>>, Error> {
+        if let Some(id) = id.filter(|id| !convert::is_legal_id(id)) {
             return Err(Error::new(
                 ErrorKind::ConfigInvalid,
                 "an id must be text without control characters and without white space at its ends",
             )
             .with_context("id", format_args!("{id:?}")));
         }
-        let (headers, header_bytes) = convert::encode(&message, &route.stream, id.as_deref());
+        let (headers, header_bytes) = convert::encode(&message, id);
         let bytes = message.byte_len();
         let wire_bytes = header_bytes + message.payload.len();
         let max_payload = self.shared.client.max_payload();
@@ -162,18 +171,20 @@ impl NatsProducer {
             .with_context("bytes", wire_bytes)
             .with_context("limit", stream_limit));
         }
-        let Message { key, payload, .. } = message;
         let (reply, receiver) = oneshot::channel();
-        let flight = Flight {
+        let flight = Box::new(Flight {
             route,
-            hash: key.map(|key| hash::murmur2(key.as_bytes())),
+            hash: message.key.as_ref().map(|key| hash::murmur2(key.as_bytes())),
+            message,
+            headers,
+            has_id: id.is_some(),
             partition: 0,
             bytes,
             deadline: Instant::now() + self.shared.timeout,
             reply,
-        };
+        });
         self.shared.gate.carry(bytes);
-        self.shared.commands.send(Command::Publish(flight, headers, payload)).map_err(|_| {
+        self.shared.commands.send(Command::Publish(flight)).map_err(|_| {
             self.shared.gate.exit(0, bytes);
             Error::closed("publish")
         })?;
@@ -202,12 +213,11 @@ impl Service<Publish> for NatsProducer {
                 "publish was called without poll_ready; wait until the publisher is ready",
             ));
         }
-        let topic = publish.topic.clone();
         match self.enqueue(publish) {
             Ok(receiver) => NatsPublish(State::Waiting(receiver)),
             Err(error) => {
                 self.shared.gate.exit(1, 0);
-                NatsPublish::failed(error.with_context("topic", topic))
+                NatsPublish::failed(error)
             }
         }
     }

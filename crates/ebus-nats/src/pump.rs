@@ -3,6 +3,12 @@
 //! It hands messages to the client in the order of `call` and takes acknowledgements apart, so that publishing is
 //! pipelined and still ordered. While the connection is down nothing is handed on: what waits here fails at its deadline
 //! and was surely not stored. Nothing is ever sent twice.
+//!
+//! Where the server has batches and this connection is likely to be the stream's only publisher, what is sent while others
+//! are on their way goes as batches (`batches`).
+
+mod batches;
+mod deadlines;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -12,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use async_nats::message::OutboundMessage;
-use async_nats::{PublishErrorKind, Subject, Subscriber};
+use async_nats::{PublishErrorKind, Subscriber};
 use ebus_core::{Error, ErrorKind, Receipt, Retryability};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -21,11 +27,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use crate::ack::Ack;
+use crate::batch::Batch;
 use crate::connection::Connection;
 use crate::error;
 use crate::flight::{Flight, Queued, Window};
 use crate::gate::Gate;
-use crate::keys::KeysInFlight;
+use crate::keys::LastOfKey;
+use crate::place;
 use crate::route::{Known, RouteState};
 use crate::stream::{self, TopicStream};
 
@@ -38,7 +46,7 @@ const OPERATION: &str = "publish";
 
 /// What the task is told.
 pub(crate) enum Command {
-    Publish(Flight, async_nats::HeaderMap, bytes::Bytes),
+    Publish(Box<Flight>),
     /// Finish what was told before, until the deadline.
     Close(Instant, oneshot::Sender<Result<(), Error>>),
 }
@@ -49,6 +57,7 @@ struct Closing {
 }
 
 type Lookup = BoxFuture<'static, (usize, Result<TopicStream, Error>)>;
+type Places = BoxFuture<'static, place::Found>;
 
 pub(crate) struct Pump {
     connection: Connection,
@@ -63,8 +72,16 @@ pub(crate) struct Pump {
     queue: VecDeque<Queued>,
     routes: Vec<Option<RouteState>>,
     lookups: FuturesUnordered<Lookup>,
+    /// Batches whose end is not known, by age; the open one of a route is in its state.
+    batches: VecDeque<Batch>,
+    /// What the ids of this connection's batches begin with: unique among all publishers.
+    batch_prefix: String,
+    next_batch: u64,
+    places: FuturesUnordered<Places>,
+    /// How often the connection was made when the last message was sent.
+    generation: u64,
     window: Window,
-    keys: KeysInFlight,
+    keys: LastOfKey,
     next_sequence: u64,
     timer: Pin<Box<Sleep>>,
     timer_armed: bool,
@@ -83,7 +100,7 @@ impl Pump {
         intake: mpsc::UnboundedReceiver<Command>,
     ) -> Result<Self, Error> {
         let inbox = connection.client.new_inbox();
-        let acks = connection.client.subscribe(format!("{inbox}.*")).await.map_err(|why| {
+        let acks = connection.client.subscribe(format!("{inbox}.>")).await.map_err(|why| {
             error::unavailable("connect", "no subscription for acknowledgements").with_source(why)
         })?;
         Ok(Self {
@@ -94,13 +111,18 @@ impl Pump {
             intake,
             buffer: Vec::with_capacity(BATCH),
             intake_ended: false,
+            batch_prefix: batches::prefix(&inbox),
             inbox,
             acks,
             queue: VecDeque::new(),
             routes: Vec::new(),
             lookups: FuturesUnordered::new(),
+            batches: VecDeque::new(),
+            next_batch: 0,
+            places: FuturesUnordered::new(),
+            generation: 0,
             window: Window::default(),
-            keys: KeysInFlight::default(),
+            keys: LastOfKey::default(),
             next_sequence: 0,
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
             timer_armed: false,
@@ -133,7 +155,7 @@ impl Pump {
 
     fn take_in(&mut self, command: Command) {
         match command {
-            Command::Publish(flight, headers, payload) => {
+            Command::Publish(flight) => {
                 let sequence = self.next_sequence;
                 self.next_sequence += 1;
                 if let Some(key) = key(&flight) {
@@ -143,7 +165,7 @@ impl Pump {
                     self.fail(sequence, flight, Error::closed(OPERATION));
                     return;
                 }
-                self.queue.push_back(Queued { sequence, flight, headers, payload });
+                self.queue.push_back(Queued { sequence, flight });
             }
             Command::Close(deadline, reply) => {
                 self.intake.close();
@@ -156,22 +178,33 @@ impl Pump {
     fn poll_acks(&mut self, cx: &mut Context<'_>) -> bool {
         for done in 0..BATCH {
             match self.acks.poll_next_unpin(cx) {
-                Poll::Ready(Some(message)) => {
-                    let number = message.subject.as_str().rsplit('.').next();
-                    // What is not in the window had its time-out before.
-                    if let Some(number) = number.and_then(|text| text.parse().ok())
-                        && let Some((sequence, flight)) = self.window.take(number)
-                    {
-                        self.acknowledged(sequence, flight, Ack::read(&message));
-                    }
-                }
+                Poll::Ready(Some(message)) => self.answered(&message),
                 Poll::Ready(None) | Poll::Pending => return done > 0,
             }
         }
         true
     }
 
-    fn acknowledged(&mut self, sequence: u64, flight: Flight, ack: Ack) {
+    fn answered(&mut self, message: &async_nats::Message) {
+        let tail = message.subject.get(self.inbox.len() + 1..).unwrap_or_default();
+        let Ok(number) = tail.parse() else {
+            self.batch_answered(message);
+            return;
+        };
+        // What is not in the window had its time-out before.
+        let Some((sequence, flight)) = self.window.take(number) else { return };
+        match Ack::read_of(message, &flight.route.stream) {
+            Ok(ack) => {
+                if let Ack::Stored { sequence: offset, duplicate: false } = ack {
+                    self.note_offset(&flight, number, offset);
+                }
+                self.acknowledged(sequence, flight, ack);
+            }
+            Err(stream) => self.stored_elsewhere(sequence, flight, stream),
+        }
+    }
+
+    fn acknowledged(&mut self, sequence: u64, flight: Box<Flight>, ack: Ack) {
         match ack {
             Ack::Stored { sequence: offset, duplicate } => {
                 let topic = flight.route.topic.clone();
@@ -184,8 +217,8 @@ impl Pump {
             }
             Ack::NobodyListens => {
                 let id = flight.route.id;
+                self.forget(id);
                 let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
-                state.known = None;
                 state.autopsy.push((sequence, flight));
                 self.look(id);
             }
@@ -196,6 +229,18 @@ impl Pump {
                 self.fail(sequence, flight, error);
             }
         }
+    }
+
+    /// The topic's stream has gone or lost its subjects: nothing more goes there unseen.
+    fn stored_elsewhere(&mut self, sequence: u64, flight: Box<Flight>, stream: String) {
+        self.forget(flight.route.id);
+        let error = Error::new(
+            ErrorKind::Unexpected,
+            "the message was stored in another stream than the topic's, which takes its subject now",
+        )
+        .with_operation(OPERATION)
+        .with_context("stream", stream);
+        self.fail(sequence, flight, error);
     }
 
     fn look(&mut self, id: usize) {
@@ -262,9 +307,10 @@ impl Pump {
 
     /// Hands on what can be handed on, in order.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.queue.is_empty() || !self.connection.is_up() {
+        if !self.connection.is_up() {
             return false;
         }
+        self.notice_reconnect();
         for done in 0..BATCH {
             let Some(head) = self.queue.front() else { return done > 0 };
             let route = head.flight.route.clone();
@@ -272,11 +318,11 @@ impl Pump {
                 self.routes.resize_with(route.id + 1, || None);
             }
             let state = self.routes[route.id].get_or_insert_with(|| RouteState::new(route.clone()));
-            let Some(known) = &mut state.known else {
+            if state.known.is_none() {
                 state.waiting.extend(self.queue.pop_front());
                 self.look(route.id);
                 continue;
-            };
+            }
             match Pin::new(&mut self.sink).poll_ready(cx) {
                 Poll::Pending => return done > 0,
                 Poll::Ready(Err(why)) => {
@@ -286,111 +332,49 @@ impl Pump {
                 }
                 Poll::Ready(Ok(())) => {}
             }
-            let Some(Queued { sequence, mut flight, headers, payload }) = self.queue.pop_front() else {
-                return done > 0;
-            };
-            flight.partition = known.partition(flight.hash);
-            let message = OutboundMessage {
-                subject: known.subjects[flight.partition as usize].clone(),
-                reply: Some(Subject::from(format!("{}.{}", self.inbox, self.window.next_number()))),
-                payload,
-                headers: Some(headers),
-            };
-            match Pin::new(&mut self.sink).start_send(message) {
-                Ok(()) => self.window.push(sequence, flight),
-                Err(why) => {
-                    let error = match why.kind() {
-                        PublishErrorKind::MaxPayloadExceeded => {
-                            Error::new(ErrorKind::TooLarge, "the message is larger than the server allows")
-                        }
-                        _ => {
-                            Error::new(ErrorKind::Unavailable, "the connection has ended; nothing was stored")
-                        }
-                    };
-                    self.fail(sequence, flight, error.with_operation(OPERATION).with_source(why));
-                }
+            if self.must_end_batch(route.id) {
+                self.end_batch(route.id);
+                continue;
             }
+            self.send_head(route.id);
         }
         true
     }
 
-    /// Fails what has waited too long, and sees to being woken for the next.
-    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> bool {
-        loop {
-            if !self.timer_armed {
-                let Some(next) = self.next_deadline() else { return false };
-                self.timer.as_mut().reset(next);
-                self.timer_armed = true;
-            }
-            if self.timer.as_mut().poll(cx).is_pending() {
-                return false;
-            }
-            self.timer_armed = false;
-            self.expire(Instant::now());
-        }
-    }
-
-    /// Every message has the same time, so the oldest of each place is the first to expire.
-    fn next_deadline(&self) -> Option<Instant> {
-        let waiting = self.routes.iter().flatten().filter_map(|state| state.waiting.front());
-        let queued = self.queue.front().into_iter().chain(waiting).map(|queued| queued.flight.deadline);
-        let sent = self.window.front().map(|flight| flight.deadline);
-        let closing = self.closing.as_ref().map(|closing| closing.deadline);
-        queued.chain(sent).chain(closing).min()
-    }
-
-    fn expire(&mut self, now: Instant) {
-        let timeout = self.connection.config.publish_timeout;
-        while self.window.front().is_some_and(|flight| flight.deadline <= now)
-            && let Some((sequence, flight)) = self.window.pop()
-        {
-            let error = Error::new(
-                ErrorKind::Timeout,
-                format!("no acknowledgement within {timeout:?}; the message may have been stored"),
-            )
-            .with_operation(OPERATION);
-            self.fail(sequence, flight, error);
-        }
-        let late = |queue: &mut VecDeque<Queued>| {
-            let count = queue.iter().take_while(|queued| queued.flight.deadline <= now).count();
-            queue.drain(..count).collect::<Vec<_>>()
+    /// Sends the head of the queue; the client has room for it, and its route is known.
+    fn send_head(&mut self, id: usize) {
+        let Some(Queued { sequence, mut flight }) = self.queue.pop_front() else { return };
+        let number = self.window.next_number();
+        let reply = self.reply(id, number, &flight);
+        let Some(known) = self.routes[id].as_mut().and_then(|state| state.known.as_mut()) else { return };
+        flight.partition = known.partition(flight.hash);
+        let message = OutboundMessage {
+            subject: known.subjects[flight.partition as usize].clone(),
+            reply: Some(reply),
+            payload: flight.message.payload.clone(),
+            headers: Some(std::mem::take(&mut flight.headers)),
         };
-        let mut unsent = late(&mut self.queue);
-        for state in self.routes.iter_mut().flatten() {
-            unsent.extend(late(&mut state.waiting));
-        }
-        for queued in unsent {
-            let error =
-                error::unavailable(OPERATION, format_args!("not within {timeout:?}; nothing was stored"));
-            self.fail(queued.sequence, queued.flight, error);
-        }
-        if self.closing.as_ref().is_some_and(|closing| closing.deadline <= now) {
-            let late = Error::new(
-                ErrorKind::Timeout,
-                "closed before the acknowledgement; the message may have been stored",
-            )
-            .with_operation(OPERATION);
-            let left = self.fail_all(&late);
-            if let Some(closing) = self.closing.take() {
-                let result = match left {
-                    0 => Ok(()),
-                    left => Err(Error::new(
-                        ErrorKind::Timeout,
-                        format!("{left} messages were not acknowledged in time; each publisher was told"),
-                    )
-                    .with_operation("close")),
+        match Pin::new(&mut self.sink).start_send(message) {
+            Ok(()) => self.window.push(sequence, flight),
+            Err(why) => {
+                let error = match why.kind() {
+                    PublishErrorKind::MaxPayloadExceeded => {
+                        Error::new(ErrorKind::TooLarge, "the message is larger than the server allows")
+                    }
+                    _ => Error::new(ErrorKind::Unavailable, "the connection has ended; nothing was stored"),
                 };
-                closing.reply.send(result).ok();
+                self.abandon_batch(id);
+                self.fail(sequence, flight, error.with_operation(OPERATION).with_source(why));
             }
-            self.intake.close();
-            self.intake_ended = true;
         }
     }
 
     fn fail_all(&mut self, error: &Error) -> usize {
         let mut all: Vec<_> = std::iter::from_fn(|| self.window.pop()).collect();
         let mut queued: Vec<_> = self.queue.drain(..).collect();
+        self.batches.clear();
         for state in self.routes.iter_mut().flatten() {
+            state.open = None;
             queued.extend(state.waiting.drain(..));
             all.append(&mut state.autopsy);
         }
@@ -402,16 +386,17 @@ impl Pump {
         count
     }
 
-    fn fail(&mut self, sequence: u64, flight: Flight, error: Error) {
+    fn fail(&mut self, sequence: u64, flight: Box<Flight>, error: Error) {
         let error = error.with_context("topic", &flight.route.topic);
         self.finish(sequence, flight, Err(error));
     }
 
     /// Tells the publisher. A failure may be published again only if no later message of its key was called.
-    fn finish(&mut self, sequence: u64, flight: Flight, result: Result<Receipt, Error>) {
-        let was_last = key(&flight).is_none_or(|key| self.keys.leave(key, sequence));
+    fn finish(&mut self, sequence: u64, flight: Box<Flight>, result: Result<Receipt, Error>) {
         let result = result.map_err(|error| match error.kind() {
-            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Overloaded if was_last => {
+            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Overloaded
+                if key(&flight).is_none_or(|key| self.keys.is_last(key, sequence)) =>
+            {
                 error.with_retryability(Retryability::Safe)
             }
             _ => error.with_retryability(Retryability::Never),
@@ -445,7 +430,9 @@ impl Future for Pump {
             let mut progress = this.poll_intake(cx);
             progress |= this.poll_acks(cx);
             progress |= this.poll_lookups(cx);
+            progress |= this.poll_places(cx);
             progress |= this.poll_send(cx);
+            progress |= this.poll_ends(cx);
             this.give_back();
             if !progress {
                 while let Poll::Ready(connection) = this.link.as_mut().poll(cx) {
@@ -455,8 +442,10 @@ impl Future for Pump {
                 if progress {
                     continue;
                 }
-                this.poll_deadlines(cx);
-                this.give_back();
+                if this.poll_deadlines(cx) {
+                    this.give_back();
+                    continue;
+                }
                 if this.intake_ended && this.is_idle() {
                     if let Some(closing) = this.closing.take() {
                         closing.reply.send(Ok(())).ok();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_nats::Subject;
 use ebus_core::{Error, ErrorKind};
 
+use crate::batch::{Alone, Batch};
 use crate::flight::{Flight, Queued, Route};
 use crate::hash;
 use crate::stream::TopicStream;
@@ -18,19 +19,38 @@ pub(crate) struct RouteState {
     pub(crate) looking: bool,
     pub(crate) waiting: VecDeque<Queued>,
     /// Nobody took these; a lookup will say why.
-    pub(crate) autopsy: Vec<(u64, Flight)>,
+    pub(crate) autopsy: Vec<(u64, Box<Flight>)>,
+    /// The batch that takes the next message.
+    pub(crate) open: Option<Batch>,
+    pub(crate) alone: Alone,
 }
 
 pub(crate) struct Known {
     partitions: u32,
     pub(crate) subjects: Vec<Subject>,
+    /// Whether the stream takes batches.
+    pub(crate) takes_batches: bool,
     /// Where the next message without a key goes.
     next: u32,
 }
 
 impl RouteState {
     pub(crate) fn new(route: Arc<Route>) -> Self {
-        Self { route, known: None, looking: false, waiting: VecDeque::new(), autopsy: Vec::new() }
+        Self {
+            route,
+            known: None,
+            looking: false,
+            waiting: VecDeque::new(),
+            autopsy: Vec::new(),
+            open: None,
+            alone: Alone::default(),
+        }
+    }
+
+    /// What was known of the stream holds no more.
+    pub(crate) fn forget(&mut self) {
+        self.known = None;
+        self.alone = Alone::default();
     }
 }
 
@@ -47,7 +67,8 @@ impl Known {
             .with_context("stream", &found.name));
         };
         let subjects = subjects.iter().map(|subject| Subject::from(subject.as_str())).collect();
-        Ok(Self { partitions: found.partitions, subjects, next: 0 })
+        let takes_batches = found.takes_batches;
+        Ok(Self { partitions: found.partitions, subjects, takes_batches, next: 0 })
     }
 
     /// Where a message goes: by its key, or in turn.

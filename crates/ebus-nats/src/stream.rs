@@ -43,6 +43,8 @@ pub(crate) struct TopicStream {
     /// The stream's own limit of a message's bytes.
     pub(crate) max_message_bytes: Option<usize>,
     pub(crate) replicas: usize,
+    /// Whether it takes batches.
+    pub(crate) takes_batches: bool,
 }
 
 impl TopicStream {
@@ -121,6 +123,7 @@ impl TopicStream {
             last: info.state.last_sequence,
             max_message_bytes: usize::try_from(config.max_message_size).ok().filter(|bytes| *bytes > 0),
             replicas: config.num_replicas,
+            takes_batches: config.allow_batch_publish,
         })
     }
 }
@@ -205,6 +208,7 @@ pub(crate) async fn create(connection: &Connection, spec: &TopicSpec) -> Result<
         storage: StorageType::File,
         num_replicas: usize::from(spec.replicas),
         allow_direct: true,
+        allow_batch_publish: connection.config.batches && connection.is_at_least(2, 14),
         metadata: if connection.is_at_least(2, 10) {
             HashMap::from([
                 (PARTITIONS.to_owned(), spec.partitions.to_string()),

@@ -3,6 +3,8 @@
 use ebus_testkit::brokers::{Need, private_trial, shared_trial};
 use libtest_mimic::Trial;
 
+#[path = "broker/batches.rs"]
+mod batches;
 #[path = "broker/foreign.rs"]
 mod foreign;
 #[path = "broker/group.rs"]
@@ -28,6 +30,7 @@ fn main() {
     trials.extend(group::trials());
     trials.extend(members::trials());
     trials.extend(publish::trials());
+    trials.extend(batches::trials());
     trials.extend(foreign::trials());
     trials.extend(
         trouble::trials()

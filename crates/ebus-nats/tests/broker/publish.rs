@@ -20,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         shared("i07_a_topic_is_created_once_and_never_changed", create_twice),
         shared("a05_a_missing_topic_follows_the_policy", missing_topic),
         shared("a_topic_that_is_deleted_under_a_publisher_is_not_found", deleted_topic),
+        shared("what_another_stream_took_is_an_error_and_nothing_more_goes_there", stored_elsewhere),
         shared("an_id_that_was_seen_is_stored_once", same_id),
         shared("a02_what_the_stream_does_not_take_is_too_large", too_large),
         shared("h03_without_a_server_publish_fails_in_time_and_says_so", server_gone),
@@ -40,9 +41,10 @@ async fn on_the_wire(url: String) -> Tested {
     let raw = context.get_stream(topic.as_str()).await?.get_raw_message(receipt.offset).await?;
     assert_eq!(raw.subject.as_str(), format!("{topic}.{}", receipt.partition));
     assert_eq!(raw.payload, "body");
-    for (name, value) in [("X-One", "1"), ("Ebus-Key", "21"), ("Nats-Expected-Stream", topic.as_str())] {
-        assert_eq!(raw.headers.get(name).map(|v| v.as_str()), Some(value));
-    }
+    let header = |name| raw.headers.get(name).map(|value| value.as_str());
+    assert_eq!(header("X-One"), Some("1"));
+    assert!(header("Ebus").is_some_and(|own| own.ends_with(" 21")), "{:?}", raw.headers);
+    assert_eq!(raw.headers.len(), 2);
     Ok(())
 }
 
@@ -105,6 +107,32 @@ async fn deleted_topic(url: String) -> Tested {
     }
     create(&backend, &topic, 5).await?;
     publish(&backend, &topic, 3, 1..3).await?;
+    Ok(())
+}
+
+/// A stream of somebody else takes the subjects of a topic whose stream is gone.
+async fn stored_elsewhere(url: String) -> Tested {
+    let (backend, topic) = (connect(&url).await?, topic("elsewhere"));
+    create(&backend, &topic, 2).await?;
+    publish(&backend, &topic, 3, 1..3).await?;
+    let context = jetstream::new(async_nats::connect(&url).await?);
+    context.delete_stream(topic.as_str()).await?;
+    let other = format!("{topic}-other");
+    context
+        .create_stream(stream::Config {
+            name: other.clone(),
+            subjects: vec![format!("{topic}.>")],
+            ..Default::default()
+        })
+        .await?;
+    let mut publisher = backend.publisher();
+    let publish = || Publish::new(topic.clone(), Message::new("x").with_key("k"));
+    refused(publisher.publish(publish()).await, ErrorKind::Unexpected, &other)?;
+    for _ in 0..3 {
+        refused(publisher.publish(publish()).await, ErrorKind::NotFound, "no such topic")?;
+    }
+    let stored = context.get_stream(&other).await?.cached_info().state.messages;
+    assert_eq!(stored, 1, "nothing more went there");
     Ok(())
 }
 

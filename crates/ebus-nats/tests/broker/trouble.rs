@@ -7,6 +7,7 @@ use ebus_core::{Backend, ErrorKind, Message, Publish, TopicSpec};
 use ebus_nats::{NatsBackend, NatsConfig};
 use ebus_testkit::brokers::{Home, NatsConfig as Server, launch_nats};
 
+use crate::batches;
 use crate::support::drive::{
     Driver, PATIENCE, Tested, config, connect, create, group, publish, refused, topic,
 };
@@ -19,6 +20,14 @@ pub(crate) fn trials() -> Vec<(&'static str, Test)> {
         (
             "h04_a_cluster_loses_nothing_when_each_node_is_killed_in_turn",
             Box::new(|home| Box::pin(cluster(home))),
+        ),
+        (
+            "p1_a_server_that_is_killed_within_batches_loses_nothing_that_was_acknowledged",
+            Box::new(|home| Box::pin(batches::killed(home))),
+        ),
+        (
+            "p1_a_leader_that_is_killed_within_batches_loses_nothing_that_was_acknowledged",
+            Box::new(|home| Box::pin(batches::leader_killed(home))),
         ),
         (
             "p3_a_frozen_server_ends_ownership_within_two_thirds_of_the_lease",
