@@ -23,7 +23,8 @@ impl Harness for OnMock {
     }
 
     fn lacks(&self, case: &str) -> Option<String> {
-        let moves = ["d05", "d06", "d11", "d14", "d15", "g06"].iter().any(|begin| case.starts_with(begin));
+        let moves =
+            ["d05", "d06", "d09", "d11", "d14", "d15", "g06"].iter().any(|begin| case.starts_with(begin));
         moves.then(|| {
             "a rebalance of the mock takes a session less a second, in which it answers no commit and cannot be asked who is \
             a member: that outlasts the lease"
