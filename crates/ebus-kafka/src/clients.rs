@@ -71,8 +71,9 @@ pub(crate) fn producer(config: &KafkaConfig) -> ClientConfig {
     client.set("message.timeout.ms", i32::MAX.to_string());
     client.set("message.send.max.retries", i32::MAX.to_string());
     if !config.properties.contains_key("topic.metadata.propagation.max.ms") {
-        // A topic that does not exist is told before the deadline.
-        let unknown = (config.delivery_timeout * 4 / 5).min(Duration::from_secs(30));
+        // A topic that does not exist is told before the deadline; one that was just made has its time to be known everywhere.
+        let unknown =
+            (config.delivery_timeout * 4 / 5).clamp(Duration::from_secs(5), Duration::from_secs(30));
         client.set("topic.metadata.propagation.max.ms", unknown.as_millis().to_string());
     }
     // The delivery report comes before the place in the queue is free: twice the permits are always enough.
