@@ -65,7 +65,17 @@ pub(crate) fn producer(config: &KafkaConfig) -> ClientConfig {
     client.set("compression.codec", config.compression.as_str());
     client.set("linger.ms", config.linger.as_millis().to_string());
     client.set("batch.size", config.batch_bytes.to_string());
-    client.set("message.timeout.ms", config.delivery_timeout.as_millis().to_string());
+    // Nothing is ever given up, nor retried too often: that bumps the epoch, and what is then sent again the broker does not know
+    // (G7). The deadline of a publish is `deadlines.rs`. This is the longest time there is, 24 days; 0 would be endless too, but
+    // make nonsense of the latencies in librdkafka's statistics.
+    client.set("message.timeout.ms", i32::MAX.to_string());
+    client.set("message.send.max.retries", i32::MAX.to_string());
+    if !config.properties.contains_key("topic.metadata.propagation.max.ms") {
+        // A topic that does not exist is told before the deadline; one that was just made has its time to be known everywhere.
+        let unknown =
+            (config.delivery_timeout * 4 / 5).clamp(Duration::from_secs(5), Duration::from_secs(30));
+        client.set("topic.metadata.propagation.max.ms", unknown.as_millis().to_string());
+    }
     // The delivery report comes before the place in the queue is free: twice the permits are always enough.
     let messages = config.in_flight_messages.saturating_mul(2).clamp(1_000, i32::MAX as usize);
     client.set("queue.buffering.max.messages", messages.to_string());

@@ -124,7 +124,12 @@ pub struct KafkaConfig {
     pub in_flight_messages: usize,
     /// Bytes that are not yet acknowledged; `poll_ready` waits above it.
     pub in_flight_bytes: usize,
-    /// How long a publish may take before it fails.
+    /// How long a publish may take before it is answered with `Timeout`.
+    ///
+    /// Such a message may have been stored, or be stored later: it keeps its place in flight and in the order of its key, and is
+    /// sent until the broker has answered or the connection is closed. Giving it up could store what was published after it twice.
+    /// While all of `in_flight_messages` or `in_flight_bytes` is held by such messages, publishing fails at once with
+    /// `Unavailable`: not sent, and not stored.
     pub delivery_timeout: Duration,
     /// How the group agrees.
     pub group_protocol: GroupProtocol,
@@ -235,7 +240,7 @@ impl KafkaConfig {
         self
     }
 
-    /// How long a publish may take before it fails.
+    /// How long a publish may take before it is answered with `Timeout`; see [`delivery_timeout`](Self::delivery_timeout).
     #[must_use]
     pub fn with_delivery_timeout(mut self, timeout: Duration) -> Self {
         self.delivery_timeout = timeout;

@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn g7_nothing_can_be_set_that_lets_librdkafka_give_a_message_up() {
+        for name in ["message.timeout.ms", "delivery.timeout.ms", "message.send.max.retries", "retries"] {
+            let text = refused(KafkaConfig::new("a:1").property(name, "5"));
+            assert!(text.contains(name) && text.contains("stored twice"), "{text}");
+        }
+    }
+
+    #[test]
     fn an_address_needs_a_port() {
         for bad in ["", "host", "host:", ":9092", "host:0", "host:99999", "a:1,b"] {
             let error = KafkaConfig::new(bad).validate().expect_err(bad);

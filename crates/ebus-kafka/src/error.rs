@@ -143,12 +143,20 @@ pub(crate) fn publish_failed(code: RDKafkaErrorCode, may_be_stored: bool) -> Err
         }
         (ErrorKind::Timeout | ErrorKind::Unavailable, false) => Error::new(
             ErrorKind::Unavailable,
-            "the message could not be sent within the delivery timeout and is not stored; check the broker",
+            "the message could not be sent and is not stored; check the broker",
         )
         .with_retryability(Retryability::Safe),
         _ => Error::new(kind, advice(code, kind)),
     };
     error.with_operation("publish").with_source(KafkaError::MessageProduction(code))
+}
+
+/// A publish after librdkafka's producer has failed for good. Nothing of it is stored.
+pub(crate) fn fatal(code: RDKafkaErrorCode, reason: &str) -> Error {
+    Error::new(kind_of(code), "publishing has failed for good on this connection; open a new one")
+        .with_operation("publish")
+        .with_context("reason", reason)
+        .with_source(KafkaError::MessageProduction(code))
 }
 
 /// Of a setting.

@@ -19,21 +19,52 @@ pub(crate) struct Flight {
 #[derive(Debug)]
 enum State {
     Flying(Option<Waker>),
-    Landed(Result<(u32, u64), Error>),
-    Taken,
+    /// It has its answer, and whether that was given before its report came.
+    Landed(Result<(u32, u64), Error>, Early),
+    Taken(Early),
 }
+
+/// The answer came by the deadline; the message is still librdkafka's.
+type Early = bool;
 
 impl Flight {
     pub(crate) fn new(bytes: usize) -> Self {
         Self { bytes, state: Mutex::new(State::Flying(None)) }
     }
 
-    /// What became of it: partition and offset, or why not. Once.
-    pub(crate) fn land(&self, result: Result<(u32, u64), Error>) {
-        let before = std::mem::replace(&mut *self.state.lock(), State::Landed(result));
+    /// What became of it: partition and offset, or why not. Once. True if it was [answered](Self::answer) before, which stands.
+    pub(crate) fn land(&self, result: Result<(u32, u64), Error>) -> bool {
+        let before = {
+            let mut state = self.state.lock();
+            match *state {
+                State::Flying(_) => std::mem::replace(&mut *state, State::Landed(result, false)),
+                State::Landed(_, early) | State::Taken(early) => return early,
+            }
+        };
         if let State::Flying(Some(waker)) = before {
             waker.wake();
         }
+        false
+    }
+
+    /// Fails it for its future, while the message stays on its way. False when it has its answer.
+    pub(crate) fn answer(&self, error: impl FnOnce() -> Error) -> bool {
+        let before = {
+            let mut state = self.state.lock();
+            if !matches!(*state, State::Flying(_)) {
+                return false;
+            }
+            std::mem::replace(&mut *state, State::Landed(Err(error()), true))
+        };
+        if let State::Flying(Some(waker)) = before {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Whether it has its answer.
+    pub(crate) fn has_landed(&self) -> bool {
+        !matches!(*self.state.lock(), State::Flying(_))
     }
 }
 
@@ -43,7 +74,8 @@ impl Flight {
 /// Dropping it does not un-publish: the message is on its way since `call`.
 ///
 /// # Errors
-/// `Timeout`: it may have been stored. `Unavailable`: it is not stored. `NotFound`: there is no such topic. `TooLarge`, `Denied`,
+/// `Timeout`: it may have been stored, or be stored later, in its order; it is never sent twice. `Unavailable`: it is not stored.
+/// `NotFound`: there is no such topic. `TooLarge`, `Denied`,
 /// `Closed`, `Overloaded`: it is not stored.
 #[derive(Debug)]
 #[must_use = "the broker's answer is in it"]
@@ -92,12 +124,17 @@ impl Future for KafkaPublishFuture {
                 *none = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            State::Landed(_) | State::Taken => std::mem::replace(&mut *state, State::Taken),
+            State::Landed(_, early) | State::Taken(early) => {
+                let taken = State::Taken(*early);
+                std::mem::replace(&mut *state, taken)
+            }
         };
         drop(state);
         Poll::Ready(match result {
-            State::Landed(Ok((partition, offset))) => Ok(Receipt::new(self.topic.clone(), partition, offset)),
-            State::Landed(Err(error)) => Err(error.with_context("topic", &self.topic)),
+            State::Landed(Ok((partition, offset)), _) => {
+                Ok(Receipt::new(self.topic.clone(), partition, offset))
+            }
+            State::Landed(Err(error), _) => Err(error.with_context("topic", &self.topic)),
             _ => Err(polled_again()),
         })
     }

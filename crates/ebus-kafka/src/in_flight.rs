@@ -2,16 +2,27 @@
 //!
 //! A place is reserved by `poll_ready`, and given back by the delivery report or by a clone that is dropped. Bytes are counted
 //! from `call` on. Atomics on the path of a message; the list of those who wait is locked only when somebody waits.
+//!
+//! A message that was answered by its deadline keeps its place until its report comes, so that the bound holds while a broker
+//! is away. When no other is left, the bound is stalled: who finds it full is not kept waiting, but refused (G9).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
+use ebus_core::Error;
 use parking_lot::Mutex;
 
-/// It was closed: no place is given any more.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct IsClosed;
+use crate::flight::Flight;
+
+/// Why there is no place, and waiting for one is in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// No place is given any more.
+    Closed,
+    /// It is full, and all that is in flight is overdue.
+    Stalled,
+}
 
 #[derive(Debug)]
 pub(crate) struct InFlight {
@@ -20,6 +31,10 @@ pub(crate) struct InFlight {
     messages: AtomicUsize,
     bytes: AtomicUsize,
     closed: AtomicBool,
+    /// Messages that were answered by their deadline and have no report yet. Below zero while a report overtakes the sweep.
+    overdue: AtomicIsize,
+    /// All that is in flight is overdue, as was last seen.
+    stalled: AtomicBool,
     /// How many are in `waiters`: read without the lock.
     waiting: AtomicUsize,
     waiters: Mutex<Waiters>,
@@ -43,6 +58,8 @@ impl InFlight {
             messages: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            overdue: AtomicIsize::new(0),
+            stalled: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             waiters: Mutex::default(),
         }
@@ -62,10 +79,10 @@ impl InFlight {
         &self,
         waiter: &mut Waiter,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), IsClosed>> {
+    ) -> Poll<Result<(), NoPlace>> {
         if self.is_closed() {
             self.forget(waiter);
-            return Poll::Ready(Err(IsClosed));
+            return Poll::Ready(Err(NoPlace::Closed));
         }
         if self.try_reserve() {
             self.forget(waiter);
@@ -86,12 +103,62 @@ impl InFlight {
             }
             self.waiting.store(waiters.queue.len(), Ordering::SeqCst);
         }
-        // What was given back before the waiter stood in the list has woken nobody.
-        if self.is_closed() || self.try_reserve() {
-            self.forget(waiter);
-            return Poll::Ready(if self.is_closed() { Err(IsClosed) } else { Ok(()) });
+        // What was given back, or became overdue, before the waiter stood in the list has woken nobody.
+        let found = if self.is_closed() {
+            Err(NoPlace::Closed)
+        } else if self.try_reserve() {
+            Ok(())
+        } else if self.is_stalled() {
+            Err(NoPlace::Stalled)
+        } else {
+            return Poll::Pending;
+        };
+        self.forget(waiter);
+        Poll::Ready(found)
+    }
+
+    /// Messages that have a place.
+    pub(crate) fn messages(&self) -> usize {
+        self.messages.load(Ordering::SeqCst)
+    }
+
+    /// Messages that were answered by their deadline and have no report yet.
+    pub(crate) fn overdue(&self) -> usize {
+        usize::try_from(self.overdue.load(Ordering::SeqCst)).unwrap_or(0)
+    }
+
+    /// Whether all that is in flight is overdue.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst)
+    }
+
+    /// A message is on its way that is not overdue.
+    pub(crate) fn called(&self) {
+        if self.stalled.load(Ordering::SeqCst) {
+            self.stalled.store(false, Ordering::SeqCst);
         }
-        Poll::Pending
+    }
+
+    /// A message was answered and keeps its place.
+    pub(crate) fn is_overdue(&self) {
+        self.overdue.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Nothing is in flight that is not overdue: if anything is, nobody is to wait for it.
+    pub(crate) fn none_is_in_time(&self) {
+        if self.overdue.load(Ordering::SeqCst) > 0 && !self.stalled.swap(true, Ordering::SeqCst) {
+            self.wake_all();
+        }
+    }
+
+    /// Gives back the place of a message whose report has come, and answers it.
+    pub(crate) fn land(&self, flight: &Flight, result: Result<(u32, u64), Error>) {
+        self.give_back(flight.bytes);
+        if flight.land(result) {
+            self.overdue.fetch_sub(1, Ordering::SeqCst);
+            // Reports come again.
+            self.stalled.store(false, Ordering::SeqCst);
+        }
     }
 
     /// Counts the bytes of a message that has its place.
@@ -116,6 +183,10 @@ impl InFlight {
     /// Nobody gets a place any more; who waits is told.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         let all = {
             let mut waiters = self.waiters.lock();
             self.waiting.store(0, Ordering::SeqCst);
@@ -173,7 +244,7 @@ mod tests {
         }
     }
 
-    fn poll(bound: &InFlight, waiter: &mut Waiter, count: &Arc<Count>) -> Poll<Result<(), IsClosed>> {
+    fn poll(bound: &InFlight, waiter: &mut Waiter, count: &Arc<Count>) -> Poll<Result<(), NoPlace>> {
         let waker = Waker::from(count.clone());
         bound.poll_reserve(waiter, &mut Context::from_waker(&waker))
     }
@@ -231,6 +302,6 @@ mod tests {
         assert_eq!(poll(&bound, &mut waiter, &count), Poll::Pending);
         bound.close();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert_eq!(poll(&bound, &mut waiter, &count), Poll::Ready(Err(IsClosed)));
+        assert_eq!(poll(&bound, &mut waiter, &count), Poll::Ready(Err(NoPlace::Closed)));
     }
 }

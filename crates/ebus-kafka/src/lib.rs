@@ -3,12 +3,27 @@
 //! | Promise | Kept in |
 //! |---|---|
 //! | G1, G7: durable, idempotent, in the order of `call` | `clients.rs`, `producer.rs` |
+//! | G7, G9: an answer by the deadline, and nothing given up | `deadlines.rs`, `in_flight.rs` |
 //! | G3: late revocation, epochs in the commit's metadata | `member.rs`, `source/` |
 //! | G3: a session clock of our own, which the lease of each delivery follows | `source/session.rs` |
 //! | G4: a hand-over never stops the partitions that stay | two handles: `member.rs` has partitions, `source/` fetches |
 //! | G5: bounds of what is in flight, prefetched and uncommitted | `in_flight.rs`, `clients.rs`, `source/` |
 //! | G6: positions with what finished above the watermark | `positions.rs`, `source/` |
 //! | G8, G9: typed settings, typed errors | `config*.rs`, `properties.rs`, `error.rs` |
+//!
+//! # Publishing while the broker is away
+//! - A publish is answered within [`delivery_timeout`](KafkaConfig::with_delivery_timeout): `Timeout` means that it may have been
+//!   stored, or be stored once the broker is back. It is never stored twice by this connection, and never behind a later version of
+//!   its key: librdkafka gives nothing up, however long the outage.
+//! - What has been answered so still counts in [`in_flight_messages`](KafkaConfig::with_in_flight_messages) and
+//!   [`in_flight_bytes`](KafkaConfig::with_in_flight_bytes). When nothing else is left there, publishing fails at once with
+//!   `Unavailable`: not sent, not stored.
+//! - Brokers forget a producer that is silent for `producer.id.expiration.ms` (a day). What was in flight at the beginning of a
+//!   longer outage may be stored twice.
+//! - `close` sends what it can within its time. What is left is given up: its publish fails with `Timeout` if it may have been
+//!   stored, else `Unavailable`. `close` itself fails if it gave up a publish that had no answer yet.
+//! - When librdkafka fails for good (the broker refuses an idempotent producer, say), each publish fails with what it said, and
+//!   a new connection is needed.
 //!
 //! # Membership
 //! - A lease lasts four fifths of [`session_timeout`](KafkaConfig::with_session_timeout) from the last commit that the coordinator
@@ -45,6 +60,7 @@ mod config;
 mod config_check;
 mod config_url;
 mod convert;
+mod deadlines;
 mod error;
 mod flight;
 mod in_flight;

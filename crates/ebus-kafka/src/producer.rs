@@ -3,13 +3,16 @@
 //! `call` hands the message to librdkafka before it returns, so that the order of calls is the order on the wire. A topic that
 //! was not seen yet is looked up first, and created if the policy says so; what is published to it meanwhile waits in the order
 //! of `call`, and goes out before anything that is published after. So the broker's own auto-creation never happens.
+//!
+//! librdkafka gives no message up (G7, see `deadlines.rs`): past the deadline the caller has an answer, and the message keeps its
+//! place, in flight and in the order, until the broker has answered or the connection is closed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ebus_core::{Error, ErrorKind, Message, Publish, Receipt, Topic};
+use ebus_core::{Error, ErrorKind, Message, Publish, Receipt, Retryability, Topic};
 use parking_lot::{Mutex, RwLock};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -22,14 +25,17 @@ use tower_service::Service;
 
 use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
-use crate::error::{from_kafka, publish_failed};
+use crate::deadlines::Deadlines;
+use crate::error::{fatal, from_kafka, publish_failed};
 use crate::flight::{Flight, KafkaPublishFuture};
-use crate::in_flight::{InFlight, Waiter};
+use crate::in_flight::{InFlight, NoPlace, Waiter};
 use crate::sys::produce::may_be_stored;
 use crate::topics::Control;
 
 /// How long one turn of the polling thread waits for reports.
 const POLL: Duration = Duration::from_millis(100);
+/// After so many reports what has landed is forgotten, between two turns of the polling thread.
+const REPORTS_BETWEEN_SWEEPS: usize = 512;
 
 /// A publisher of one connection: a `tower` service that is cheap to clone.
 ///
@@ -37,13 +43,18 @@ const POLL: Duration = Duration::from_millis(100);
 /// that is dropped gives its place back. `call` enqueues before it returns. The future resolves with the acknowledgement of all
 /// in-sync replicas.
 ///
+/// While the broker is away, what is past its deadline keeps its place in flight. When all places are held so, `poll_ready` does
+/// not wait: `call` fails with `Unavailable`, and nothing of that message is ever sent.
+///
 /// # Errors
-/// `Closed` from `poll_ready` and `call` after the backend was closed; `TooLarge` at `call`, nothing sent; and what
-/// [`KafkaPublishFuture`] says.
+/// `Closed` from `poll_ready` and `call` after the backend was closed; `TooLarge` and `Unavailable` at `call`, nothing sent; and
+/// what [`KafkaPublishFuture`] says.
 #[derive(Debug)]
 pub struct KafkaProducer {
     shared: Arc<Shared>,
     reserved: bool,
+    /// There was no place, and waiting for one was in vain: the next `call` is refused unless it finds one.
+    stalled: bool,
     waiter: Waiter,
     /// The last topic that was known, and the generation of the list that it was found in.
     known: Option<(Topic, u64)>,
@@ -53,12 +64,15 @@ pub(crate) struct Shared {
     client: Arc<BaseProducer<Reports>>,
     control: Control,
     in_flight: Arc<InFlight>,
+    deadlines: Arc<Deadlines>,
     max_message_bytes: usize,
     topics: Arc<Topics>,
     /// True once closed. Held for reading while a message is handed over, so that closing flushes all that were.
     gate: RwLock<bool>,
     runtime: tokio::runtime::Handle,
     stop: Arc<AtomicBool>,
+    /// With `stop`: nothing is sent any more.
+    closed: Arc<AtomicBool>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -96,6 +110,8 @@ impl Topics {
 pub(crate) struct Reports {
     log: Log,
     in_flight: Arc<InFlight>,
+    deadlines: Arc<Deadlines>,
+    reports: AtomicUsize,
     topics: Arc<Topics>,
 }
 
@@ -119,8 +135,7 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Arc<Flight>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, flight: Arc<Flight>) {
-        self.in_flight.give_back(flight.bytes);
-        flight.land(match result {
+        let result = match result {
             Ok(stored) => {
                 let (partition, offset) = (stored.partition(), stored.offset());
                 Ok((u32::try_from(partition).unwrap_or(0), u64::try_from(offset).unwrap_or(0)))
@@ -132,7 +147,11 @@ impl ProducerContext for Reports {
                 }
                 Err(publish_failed(code, may_be_stored(message)))
             }
-        });
+        };
+        self.in_flight.land(&flight, result);
+        if (self.reports.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(REPORTS_BETWEEN_SWEEPS) {
+            self.deadlines.sweep(Instant::now());
+        }
     }
 }
 
@@ -140,33 +159,49 @@ impl Shared {
     pub(crate) fn new(config: &KafkaConfig, control: Control) -> Result<Arc<Self>, Error> {
         let in_flight = Arc::new(InFlight::new(config.in_flight_messages, config.in_flight_bytes));
         let topics = Arc::new(Topics::default());
-        let reports = Reports { log: Log::default(), in_flight: in_flight.clone(), topics: topics.clone() };
+        let deadlines = Arc::new(Deadlines::new(config.delivery_timeout, in_flight.clone()));
+        let reports = Reports {
+            log: Log::default(),
+            in_flight: in_flight.clone(),
+            deadlines: deadlines.clone(),
+            reports: AtomicUsize::new(0),
+            topics: topics.clone(),
+        };
         let client: BaseProducer<Reports> = clients::producer(config)
             .create_with_context(reports)
             .map_err(|error| from_kafka("connect", error))?;
         let client = Arc::new(client);
         let stop = Arc::new(AtomicBool::new(false));
+        let closed = Arc::new(AtomicBool::new(false));
         let thread = {
-            let (client, stop, control) = (client.clone(), stop.clone(), control.clone());
-            let grace = config.delivery_timeout;
-            std::thread::Builder::new()
-                .name("ebus-kafka-pub".into())
-                .spawn(move || poll_until_stopped(&client, &stop, &control, grace))
-                .map_err(|error| {
+            let serving = Serving {
+                client: client.clone(),
+                control: control.clone(),
+                deadlines: deadlines.clone(),
+                stop: stop.clone(),
+                closed: closed.clone(),
+                grace: config.delivery_timeout,
+                has_failed: false,
+            };
+            std::thread::Builder::new().name("ebus-kafka-pub".into()).spawn(move || serving.run()).map_err(
+                |error| {
                     Error::new(ErrorKind::Unexpected, "no thread for delivery reports could be started")
                         .with_operation("connect")
                         .with_source(error)
-                })?
+                },
+            )?
         };
         Ok(Arc::new(Self {
             client,
             control,
             in_flight,
+            deadlines,
             max_message_bytes: config.max_message_bytes,
             topics,
             gate: RwLock::new(false),
             runtime: tokio::runtime::Handle::current(),
             stop,
+            closed,
             thread: Mutex::new(Some(thread)),
         }))
     }
@@ -181,7 +216,8 @@ impl Shared {
         self.in_flight.close();
     }
 
-    /// Sends what is enqueued and ends. Blocks for up to `within`.
+    /// Sends what is enqueued and ends. Blocks for up to `within`; what is left then is given up. `Timeout` if the publish of some
+    /// of that had no answer yet.
     pub(crate) fn close(&self, within: Duration) -> Result<(), Error> {
         let end = Instant::now() + within;
         self.refuse();
@@ -193,24 +229,32 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(5));
         }
         let flushed = self.client.flush(end.saturating_duration_since(Instant::now()));
-        let left = self.client.in_flight_count();
+        let left = usize::try_from(self.client.in_flight_count()).unwrap_or(0);
+        // Whose publish has failed with `Timeout` before: closing need not fail because of them again.
+        let overdue = self.in_flight.overdue();
         if flushed.is_err() {
+            tracing::warn!(
+                unacknowledged = left,
+                overdue,
+                "messages are given up, for the connection closes"
+            );
             self.client.purge(PurgeConfig::default().queue().inflight());
             // The reports of what was purged.
             let _ = self.client.flush(Duration::from_millis(500));
         }
+        self.closed.store(true, Ordering::Release);
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
         }
         match flushed {
-            Ok(()) => Ok(()),
-            Err(_) => Err(Error::new(
+            Err(_) if left > overdue => Err(Error::new(
                 ErrorKind::Timeout,
                 "not everything was acknowledged in time; each publish has its own error",
             )
             .with_operation("close")
-            .with_context("unacknowledged", left)),
+            .with_context("unacknowledged", left - overdue)),
+            _ => Ok(()),
         }
     }
 
@@ -230,9 +274,12 @@ impl Shared {
         }
         if let Err((error, record)) = self.client.send(record) {
             let flight = record.delivery_opaque;
-            self.in_flight.give_back(flight.bytes);
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::InvalidArgument);
-            flight.land(Err(publish_failed(code, false)));
+            let error = match self.client.client().fatal_error() {
+                Some((code, reason)) => fatal(code, &reason),
+                None => publish_failed(code, false),
+            };
+            self.in_flight.land(&flight, Err(error));
         }
     }
 
@@ -255,8 +302,7 @@ impl Shared {
                 Err(error) => {
                     drop(list);
                     for (_, flight) in waiting {
-                        shared.in_flight.give_back(flight.bytes);
-                        flight.land(Err(error.clone()));
+                        shared.in_flight.land(&flight, Err(error.clone()));
                     }
                 }
             }
@@ -272,24 +318,65 @@ impl Drop for Shared {
     }
 }
 
-/// Serves reports, logs and errors. The client's last handle is dropped here, which may block.
-fn poll_until_stopped(client: &BaseProducer<Reports>, stop: &AtomicBool, control: &Control, grace: Duration) {
-    while !stop.load(Ordering::Acquire) {
-        client.poll(POLL);
-        control.serve();
+/// The thread that serves reports, logs, errors and deadlines. The client's last handle is dropped here, which may block.
+struct Serving {
+    client: Arc<BaseProducer<Reports>>,
+    control: Control,
+    deadlines: Arc<Deadlines>,
+    stop: Arc<AtomicBool>,
+    closed: Arc<AtomicBool>,
+    grace: Duration,
+    /// librdkafka has said that nothing is sent any more.
+    has_failed: bool,
+}
+
+impl Serving {
+    fn run(mut self) {
+        while !self.stop.load(Ordering::Acquire) {
+            self.client.poll(POLL);
+            self.turn();
+        }
+        if !self.closed.load(Ordering::Acquire) {
+            self.send_the_rest();
+        }
+        self.deadlines.end();
     }
-    let left = client.in_flight_count();
-    if left > 0 && client.flush(grace).is_err() {
-        tracing::warn!(
-            unacknowledged = client.in_flight_count(),
-            "a Kafka connection was dropped without close, and not everything was acknowledged in time"
-        );
+
+    fn turn(&mut self) {
+        self.control.serve();
+        self.deadlines.sweep(Instant::now());
+        if let Some((code, reason)) = self.client.client().fatal_error() {
+            if !std::mem::replace(&mut self.has_failed, true) {
+                tracing::error!(%code, reason, "publishing to Kafka has failed for good; open a new connection");
+            }
+            // It keeps what is not sent for ever. What was sent is answered by the broker, or by its deadline.
+            self.client.purge(PurgeConfig::default().queue());
+        }
+    }
+
+    /// Without `close`.
+    fn send_the_rest(&mut self) {
+        let end = Instant::now() + self.grace;
+        while self.client.in_flight_count() > 0 && self.client.flush(POLL).is_err() {
+            self.turn();
+            if Instant::now() < end {
+                continue;
+            }
+            tracing::warn!(
+                unacknowledged = self.client.in_flight_count(),
+                "a Kafka connection was dropped without close, and not everything was acknowledged in time"
+            );
+            self.client.purge(PurgeConfig::default().queue().inflight());
+            // The reports of what was purged.
+            let _ = self.client.flush(Duration::from_millis(500));
+            break;
+        }
     }
 }
 
 impl KafkaProducer {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, reserved: false, waiter: Waiter::default(), known: None }
+        Self { shared, reserved: false, stalled: false, waiter: Waiter::default(), known: None }
     }
 
     fn is_known(&mut self, topic: &Topic) -> bool {
@@ -319,7 +406,11 @@ impl Service<Publish> for KafkaProducer {
                 self.reserved = true;
                 Ok(())
             }
-            Err(_) => Err(Error::closed("publish")),
+            Err(NoPlace::Stalled) => {
+                self.stalled = true;
+                Ok(())
+            }
+            Err(NoPlace::Closed) => Err(Error::closed("publish")),
         })
     }
 
@@ -349,14 +440,24 @@ impl Service<Publish> for KafkaProducer {
             );
             return KafkaPublishFuture::refused(topic, error.with_operation("publish"));
         }
+        let stalled = std::mem::take(&mut self.stalled);
         if !std::mem::take(&mut self.reserved) && !self.shared.in_flight.try_reserve() {
-            let error =
-                Error::new(ErrorKind::Overloaded, "too much is in flight; wait for poll_ready before call");
+            let error = if stalled || self.shared.in_flight.is_stalled() {
+                Error::new(
+                    ErrorKind::Unavailable,
+                    "the broker has acknowledged nothing of what is in flight within the delivery timeout, and there is no \
+                     room for more; this message was not sent and is not stored; check the broker",
+                )
+                .with_retryability(Retryability::Safe)
+            } else {
+                Error::new(ErrorKind::Overloaded, "too much is in flight; wait for poll_ready before call")
+            };
             return KafkaPublishFuture::refused(topic, error.with_operation("publish"));
         }
         self.shared.in_flight.add_bytes(bytes);
         let flight = Arc::new(Flight::new(bytes));
         let future = KafkaPublishFuture::of(topic.clone(), flight.clone());
+        self.shared.deadlines.watch(&flight, Instant::now());
         if self.is_known(&topic) {
             self.shared.enqueue(topic.as_str(), &message, flight);
             return future;
@@ -381,6 +482,7 @@ impl Clone for KafkaProducer {
         Self {
             shared: self.shared.clone(),
             reserved: false,
+            stalled: false,
             waiter: Waiter::default(),
             known: self.known.clone(),
         }
@@ -395,3 +497,7 @@ impl Drop for KafkaProducer {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "producer_tests.rs"]
+mod tests;

@@ -23,10 +23,8 @@ const PRODUCER: &[&str] = &[
     "batch.num.messages",
     "compression.level",
     "enable.gapless.guarantee",
-    "message.send.max.retries",
     "queue.buffering.backpressure.threshold",
     "request.timeout.ms",
-    "retries",
     "sticky.partitioning.linger.ms",
 ];
 
@@ -58,7 +56,10 @@ const MANAGED: &[(&str, &str)] = &[
     ("compression.type", "use with_compression"),
     ("consume.callback.max.messages", "no consume callback is used"),
     ("delivery.report.only.error", "every publish waits for its report"),
-    ("delivery.timeout.ms", "use with_delivery_timeout"),
+    (
+        "delivery.timeout.ms",
+        "librdkafka gives nothing up, or it could be stored twice; use with_delivery_timeout",
+    ),
     ("enable.auto.commit", "positions are committed from the ledger"),
     ("enable.auto.offset.store", "positions are committed from the ledger"),
     ("enable.idempotence", "publishing is idempotent"),
@@ -75,7 +76,11 @@ const MANAGED: &[(&str, &str)] = &[
     ("max.in.flight.requests.per.connection", "it is bounded by idempotence"),
     ("max.poll.interval.ms", "use with_max_poll_interval"),
     ("message.max.bytes", "use with_max_message_bytes"),
-    ("message.timeout.ms", "use with_delivery_timeout"),
+    ("message.send.max.retries", "nothing is given up while its answer is open, or it could be stored twice"),
+    (
+        "message.timeout.ms",
+        "librdkafka gives nothing up, or it could be stored twice; use with_delivery_timeout",
+    ),
     ("metadata.broker.list", "it is the first argument of KafkaConfig::new"),
     ("msg_order_cmp", "it would break the order of publishing"),
     ("offset.store.method", "positions are kept by the broker"),
@@ -92,6 +97,7 @@ const MANAGED: &[(&str, &str)] = &[
     ("queued.min.messages", "use with_prefetch_messages"),
     ("queuing.strategy", "it would break the order of publishing"),
     ("request.required.acks", "publishing is durable: acks=all"),
+    ("retries", "nothing is given up while its answer is open, or it could be stored twice"),
     ("session.timeout.ms", "use with_session_timeout"),
     ("transaction.timeout.ms", "transactions are not used"),
     ("transactional.id", "transactions are not used"),
