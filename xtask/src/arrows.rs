@@ -30,7 +30,7 @@ fn allowed(name: &str, example: bool) -> Option<&'static [&'static str]> {
         }
         "ebus-testkit" => Some(&["ebus-core", "ebus-pool", "ebus-memory"]),
         "ebus" => Some(BELOW_FACADE),
-        "ebus-cli" => Some(&["ebus", "ebus-testkit"]),
+        "ebus-cli" | "ebus-chaos" => Some(&["ebus", "ebus-testkit"]),
         "ebus-bench" | "xtask" => None,
         _ if example => Some(&["ebus"]),
         // A crate that nobody has thought about yet depends on nothing.

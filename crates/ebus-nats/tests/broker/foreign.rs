@@ -15,7 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         shared("a_stream_of_other_make_is_one_partition", foreign_stream),
         shared("work_queue_retention_is_refused", work_queue),
-        shared("pitfall_13_a_message_that_comes_late_surfaces_at_once", late_message),
+        shared("a_message_that_comes_late_surfaces_at_once", late_message),
         shared("p1_cut_connections_lose_nothing_and_keep_order", cut_connections),
     ]
 }
