@@ -22,6 +22,9 @@ use super::BrokerError;
 /// socket and its process id.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
+/// How long a stop may take to reach all threads of a server.
+const FREEZES_WITHIN: Duration = Duration::from_secs(2);
+
 const SUPERVISOR: &str = include_str!("supervise.sh");
 
 /// A running server and the shell that watches over it.
@@ -73,10 +76,29 @@ impl Process {
         }
     }
 
+    /// Stops the server (SIGSTOP). The signal is on its way when it was sent: this waits until no thread runs any more, where
+    /// the system tells.
+    pub(crate) fn freeze(&mut self) -> Result<(), BrokerError> {
+        self.signal(Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.server);
+        wait_until(FREEZES_WITHIN, || all_stopped(&tasks));
+        Ok(())
+    }
+
     /// Waits for the end of the server; false when it did not come in time.
     pub(crate) fn wait_end(&mut self, within: Duration) -> bool {
         wait_until(within, || self.has_ended())
     }
+}
+
+/// Whether every thread is stopped; true where the system does not tell.
+fn all_stopped(tasks: &str) -> bool {
+    let Ok(tasks) = std::fs::read_dir(tasks) else { return true };
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // Behind the name of the program, which may have spaces.
+        stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with(['T', 't']))
+    })
 }
 
 impl Drop for Process {

@@ -146,7 +146,7 @@ impl Node {
     /// # Errors
     /// When the signal cannot be sent.
     pub fn freeze(&mut self) -> Result<(), BrokerError> {
-        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::SIGSTOP))
+        self.process.as_mut().map_or(Ok(()), Process::freeze)
     }
 
     /// Lets a frozen one go on (SIGCONT).
