@@ -69,6 +69,7 @@ mod positions;
 mod producer;
 mod properties;
 mod reader;
+mod serving;
 mod source;
 mod sys;
 mod topics;

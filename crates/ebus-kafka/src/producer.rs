@@ -29,11 +29,10 @@ use crate::deadlines::Deadlines;
 use crate::error::{fatal, from_kafka, publish_failed};
 use crate::flight::{Flight, KafkaPublishFuture};
 use crate::in_flight::{InFlight, NoPlace, Waiter};
+use crate::serving::Serving;
 use crate::sys::produce::may_be_stored;
 use crate::topics::Control;
 
-/// How long one turn of the polling thread waits for reports.
-const POLL: Duration = Duration::from_millis(100);
 /// After so many reports what has landed is forgotten, between two turns of the polling thread.
 const REPORTS_BETWEEN_SWEEPS: usize = 512;
 
@@ -315,62 +314,6 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.in_flight.close();
         self.stop.store(true, Ordering::Release);
-    }
-}
-
-/// The thread that serves reports, logs, errors and deadlines. The client's last handle is dropped here, which may block.
-struct Serving {
-    client: Arc<BaseProducer<Reports>>,
-    control: Control,
-    deadlines: Arc<Deadlines>,
-    stop: Arc<AtomicBool>,
-    closed: Arc<AtomicBool>,
-    grace: Duration,
-    /// librdkafka has said that nothing is sent any more.
-    has_failed: bool,
-}
-
-impl Serving {
-    fn run(mut self) {
-        while !self.stop.load(Ordering::Acquire) {
-            self.client.poll(POLL);
-            self.turn();
-        }
-        if !self.closed.load(Ordering::Acquire) {
-            self.send_the_rest();
-        }
-        self.deadlines.end();
-    }
-
-    fn turn(&mut self) {
-        self.control.serve();
-        self.deadlines.sweep(Instant::now());
-        if let Some((code, reason)) = self.client.client().fatal_error() {
-            if !std::mem::replace(&mut self.has_failed, true) {
-                tracing::error!(%code, reason, "publishing to Kafka has failed for good; open a new connection");
-            }
-            // It keeps what is not sent for ever. What was sent is answered by the broker, or by its deadline.
-            self.client.purge(PurgeConfig::default().queue());
-        }
-    }
-
-    /// Without `close`.
-    fn send_the_rest(&mut self) {
-        let end = Instant::now() + self.grace;
-        while self.client.in_flight_count() > 0 && self.client.flush(POLL).is_err() {
-            self.turn();
-            if Instant::now() < end {
-                continue;
-            }
-            tracing::warn!(
-                unacknowledged = self.client.in_flight_count(),
-                "a Kafka connection was dropped without close, and not everything was acknowledged in time"
-            );
-            self.client.purge(PurgeConfig::default().queue().inflight());
-            // The reports of what was purged.
-            let _ = self.client.flush(Duration::from_millis(500));
-            break;
-        }
     }
 }
 

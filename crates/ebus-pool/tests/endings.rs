@@ -13,24 +13,6 @@ use ebus_pool::Pool;
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-fn slow_pool(source: Box<ScriptedSource>, log: &Log, run: Duration) -> Pool {
-    let pool = Pool::start(source, config()).expect("valid");
-    let seen = log.clone();
-    pool.subscribe(
-        topic(),
-        handler(move |delivery| {
-            let entry = seen.run(&delivery);
-            async move {
-                tokio::time::sleep(run).await;
-                entry.end();
-                Outcome::Ack
-            }
-        }),
-    )
-    .expect("open");
-    pool
-}
-
 /// SIGSTOP over deadline + 5 s: both timers are due at once, and the grace for blocked handlers is over before it began.
 #[tokio::test(start_paused = true)]
 async fn p3_a_drain_whose_deadline_passed_in_a_stop_still_cancels_before_it_closes() {

@@ -13,24 +13,6 @@ use ebus_pool::{Pool, RetryPolicy};
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-fn slow_pool(source: Box<ScriptedSource>, log: &Log, run: Duration) -> Pool {
-    let pool = Pool::start(source, config()).expect("valid");
-    let seen = log.clone();
-    pool.subscribe(
-        topic(),
-        handler(move |delivery| {
-            let entry = seen.run(&delivery);
-            async move {
-                tokio::time::sleep(run).await;
-                entry.end();
-                Outcome::Ack
-            }
-        }),
-    )
-    .expect("open");
-    pool
-}
-
 #[tokio::test(start_paused = true)]
 async fn p3_release_waits_for_the_run_and_what_is_queued_is_left() {
     let (mut script, source) = script();

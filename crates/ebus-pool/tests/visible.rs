@@ -17,24 +17,6 @@ use ebus_pool::Pool;
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-fn slow_pool(source: Box<ScriptedSource>, log: &Log, run: Duration) -> Pool {
-    let pool = Pool::start(source, config()).expect("valid");
-    let seen = log.clone();
-    pool.subscribe(
-        topic(),
-        handler(move |delivery| {
-            let entry = seen.run(&delivery);
-            async move {
-                tokio::time::sleep(run).await;
-                entry.end();
-                Outcome::Ack
-            }
-        }),
-    )
-    .expect("open");
-    pool
-}
-
 async fn survives(outcome: impl Fn() -> Outcome + Clone + Send + 'static) {
     let (mut script, source) = script();
     let pool = Pool::start(source, config()).expect("valid");

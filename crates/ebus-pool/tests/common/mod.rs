@@ -13,7 +13,7 @@ use ebus_core::{
     Assigned, Delivery, Epoch, Error, Group, Inbound, Lease, LedgerLimits, Message, Outcome, Owned,
     Ownership, PartitionId, Position, Settlement, Source, SourceEvent, Token, Topic,
 };
-use ebus_pool::PoolConfig;
+use ebus_pool::{Pool, PoolConfig};
 use tokio::sync::mpsc;
 
 /// What the pool told the source.
@@ -330,4 +330,23 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
     if waited.await.is_err() {
         panic!("waited in vain for: {what}");
     }
+}
+
+/// A pool whose handler takes `run` for each message.
+pub fn slow_pool(source: Box<ScriptedSource>, log: &Log, run: Duration) -> Pool {
+    let pool = Pool::start(source, config()).expect("valid");
+    let seen = log.clone();
+    pool.subscribe(
+        topic(),
+        handler(move |delivery| {
+            let entry = seen.run(&delivery);
+            async move {
+                tokio::time::sleep(run).await;
+                entry.end();
+                Outcome::Ack
+            }
+        }),
+    )
+    .expect("open");
+    pool
 }
