@@ -9,6 +9,7 @@ use ebus::{Backend, Group, Topic};
 use ebus_testkit::record::Recorded;
 use tokio::time::Instant;
 
+use crate::blocked;
 use crate::judge;
 use crate::options::Options;
 use crate::plan::{Act, Terms, plan};
@@ -33,11 +34,13 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
     let time = options.time()?;
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let nature = Nature::of(options.backend, options.nodes);
-    let block = BLOCK.min(time / 6);
+    // With one key that is blocked, no other is.
+    let block = if options.blocked.is_some() { Duration::ZERO } else { BLOCK.min(time / 6) };
+    let members = if options.blocked.is_some() { blocked::MEMBERS } else { options.members };
     let terms = Terms {
         seed,
         time,
-        members: options.members,
+        members,
         publishers: PUBLISHERS,
         nodes: options.nodes,
         lease: nature.lease,
@@ -49,17 +52,16 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
     }
     let dir = directory(&options.dir, &format!("{}-{seed}", options.backend.name()))?;
     println!(
-        "{}, {} node(s), {} members, {} min, {} events/s, seed {seed}; histories in {}",
+        "{}, {} node(s), {members} members, {:.2} min, {} events/s, seed {seed}; histories in {}",
         options.backend.name(),
         options.nodes,
-        options.members,
-        options.minutes,
+        time.as_secs_f64() / 60.0,
         options.events_per_second,
         dir.display()
     );
-    let mut world = World::prepare(&options, seed, &dir, block).await?;
+    let mut world = World::prepare(&options, members, seed, &dir, block).await?;
     let mut course = Course { done: Vec::new(), trouble: Vec::new(), began: Instant::now() };
-    let back = course.run(&mut world, &terms, block).await?;
+    let back = course.run(&mut world, &terms, block, options.blocked.is_some()).await?;
     let names = world.parts().into_iter().map(|part| {
         let name = part.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         (name, part.killed)
@@ -67,8 +69,9 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
     let mut run = RunFile {
         backend: options.backend,
         nodes: options.nodes,
-        members: options.members,
-        minutes: options.minutes,
+        members,
+        minutes: time.as_secs_f64() / 60.0,
+        blocked: options.blocked.is_some(),
         events_per_second: options.events_per_second,
         seed,
         parts: names.collect(),
@@ -91,7 +94,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
     } else {
         let dir = dir.display();
         println!(
-            "histories and logs are in {dir}; `cargo xtask chaos judge {dir} --show 1` shows the first finding"
+            "histories and logs are in {dir}; `cargo xtask chaos judge {dir}` judges them again, with `--show 1` the first finding"
         );
     }
     Ok(report.kept())
@@ -112,15 +115,20 @@ fn directory(of: &Path, name: &str) -> Result<PathBuf> {
 
 /// What was done so far, and what went wrong.
 #[derive(Debug)]
-struct Course {
+pub(crate) struct Course {
     done: Vec<Done>,
     trouble: Vec<String>,
-    began: Instant,
+    pub(crate) began: Instant,
 }
 
 impl Course {
-    async fn run(&mut self, world: &mut World, terms: &Terms, block: Duration) -> Result<Option<ReadBack>> {
-        let steps = plan(terms);
+    async fn run(
+        &mut self,
+        world: &mut World,
+        terms: &Terms,
+        block: Duration,
+        blocked: bool,
+    ) -> Result<Option<ReadBack>> {
         let history = world.marks().0.clone();
         let direct = world.connect().await.map_err(chained)?;
         let backend: Arc<dyn Backend> = Arc::new(Recorded::new(direct, history.clone(), "driver"));
@@ -132,11 +140,15 @@ impl Course {
         for publisher in 1..=PUBLISHERS {
             world.publisher(publisher)?;
         }
-        for step in steps {
-            self.wait(world, step.at).await;
-            self.act(world, step.act)?;
+        if blocked {
+            self.blocked(world, &backend, terms).await?;
+        } else {
+            for step in plan(terms) {
+                self.wait(world, step.at).await;
+                self.act(world, step.act)?;
+            }
+            self.wait(world, terms.time).await;
         }
-        self.wait(world, terms.time).await;
         self.say("everything is healed, publishers stop");
         let healed = world.heal().await;
         self.note(healed);
@@ -162,18 +174,18 @@ impl Course {
         Ok(back)
     }
 
-    fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         println!("{:>8.1} s  {text}", self.began.elapsed().as_secs_f64());
     }
 
-    fn note(&mut self, trouble: impl IntoIterator<Item = String>) {
+    pub(crate) fn note(&mut self, trouble: impl IntoIterator<Item = String>) {
         for trouble in trouble {
             self.say(&format!("TROUBLE: {trouble}"));
             self.trouble.push(trouble);
         }
     }
 
-    fn act(&mut self, world: &mut World, act: Act) -> Result<()> {
+    pub(crate) fn act(&mut self, world: &mut World, act: Act) -> Result<()> {
         self.say(&act.to_string());
         let at_ns = world.marks().0.now_ns();
         world.act(act).with_context(|| format!("could not do it: {act}"))?;
@@ -187,7 +199,7 @@ impl Course {
     }
 
     /// Waits for a time of the run, and sees to what ends meanwhile.
-    async fn wait(&mut self, world: &mut World, until: Duration) {
+    pub(crate) async fn wait(&mut self, world: &mut World, until: Duration) {
         let until = self.began + until;
         loop {
             let trouble = world.tend();

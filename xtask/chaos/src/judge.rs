@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use ebus_testkit::history::{Event, Kind, Part, merge};
 use ebus_testkit::oracle;
 
+use crate::blocked::Figures;
 use crate::report::{Judging, Report, RunFile};
 use crate::setting::Names;
 use crate::times::Times;
@@ -55,7 +56,8 @@ pub(crate) fn judge(run: &RunFile, events: &[Event], torn: usize) -> (Report, or
     let nature = Nature::of(run.backend, run.nodes);
     let verdict = oracle::judge(events, &nature.rules());
     let times = Times::of(events, &run.done, &Names::default().topic);
-    let judging = Judging { torn, took: began.elapsed(), lease: nature.lease };
+    let blocked = run.blocked.then(|| Figures::of(events, run, &nature, &times));
+    let judging = Judging { torn, took: began.elapsed(), lease: nature.lease, blocked };
     (Report::new(run, &verdict, times, judging), verdict)
 }
 

@@ -13,7 +13,9 @@
 //! | from the first member to the verdict | `driver.rs` |
 //! | what the broker has at the end, and the verdict | `read_back.rs`, `verdict.rs` |
 //! | how long take-overs took | `times/` |
+//! | a run with one blocked key | `blocked/` |
 
+mod blocked;
 mod driver;
 mod judge;
 mod member;

@@ -34,6 +34,10 @@ pub(crate) struct Options {
     /// How long publishers publish and things fail; then everything is healed and finished. A fraction is fine
     #[arg(long, default_value_t = 2.0)]
     pub(crate) minutes: f64,
+    /// In place of the schedule of the seed: one key is blocked for so many seconds, and then its owner is killed, the next owner
+    /// within a second, and the next one leaves
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["minutes", "members", "plan"], value_parser = clap::value_parser!(u64).range(5..=120))]
+    pub(crate) blocked: Option<u64>,
     /// Members of the group, more or less
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=32))]
     pub(crate) members: u32,
@@ -66,8 +70,9 @@ impl Options {
         if !(0.25..=24.0 * 60.0).contains(&self.minutes) {
             bail!("--minutes is {}; give 0.25 to 1440", self.minutes);
         }
+        let minutes = Duration::from_secs_f64(self.minutes * 60.0);
         match (self.backend, self.nodes) {
-            (Backend::Memory, 1) | (_, 1 | 3) => Ok(Duration::from_secs_f64(self.minutes * 60.0)),
+            (Backend::Memory, 1) | (_, 1 | 3) => Ok(self.blocked.map_or(minutes, Duration::from_secs)),
             (Backend::Memory, _) => {
                 bail!("--nodes is for brokers that have some; the one in memory has none")
             }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use ebus_testkit::oracle;
 use serde::{Deserialize, Serialize};
 
+use crate::blocked::Figures;
 use crate::options::Backend;
 use crate::times::{Spread, Times};
 use crate::verdict::Back;
@@ -29,6 +30,9 @@ pub(crate) struct RunFile {
     pub(crate) nodes: usize,
     pub(crate) members: u32,
     pub(crate) minutes: f64,
+    /// One key was blocked, and its owners were ended.
+    #[serde(default)]
+    pub(crate) blocked: bool,
     pub(crate) events_per_second: u32,
     pub(crate) seed: u64,
     /// Histories, and whether their process was killed; relative to this file.
@@ -98,13 +102,16 @@ pub(crate) struct Report {
     trouble: Vec<String>,
     lease_ms: u128,
     times: Times,
+    blocked: Option<Figures>,
     judging_ms: u128,
     findings: Vec<String>,
 }
 
 /// What judging took and met.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Judging {
+    /// Of a run with a blocked key.
+    pub(crate) blocked: Option<Figures>,
     pub(crate) torn: usize,
     pub(crate) took: std::time::Duration,
     pub(crate) lease: std::time::Duration,
@@ -115,7 +122,10 @@ impl Report {
         let back_broken = run.back.as_ref().is_none_or(|back| back.broken() > 0);
         // The dead-letter topic has publishes too: those of the publishers are what is asked for.
         Self {
-            kept: verdict.kept() && !back_broken && run.trouble.is_empty(),
+            kept: verdict.kept()
+                && !back_broken
+                && run.trouble.is_empty()
+                && judging.blocked.as_ref().is_none_or(Figures::kept),
             backend: run.backend,
             nodes: run.nodes,
             members: run.members,
@@ -145,6 +155,7 @@ impl Report {
             trouble: run.trouble.clone(),
             lease_ms: judging.lease.as_millis(),
             times,
+            blocked: judging.blocked,
             judging_ms: judging.took.as_millis(),
             findings: verdict.findings.iter().map(ToString::to_string).collect(),
         }
@@ -172,7 +183,7 @@ impl fmt::Display for Report {
         let Self { backend, nodes, members, minutes, events_per_second, seed, .. } = self;
         writeln!(
             f,
-            "\n{}, {nodes} node(s), {members} members, {minutes} min, {events_per_second} events/s, seed {seed}",
+            "\n{}, {nodes} node(s), {members} members, {minutes:.2} min, {events_per_second} events/s, seed {seed}",
             backend.name()
         )?;
         let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
@@ -219,6 +230,7 @@ impl fmt::Display for Report {
                 self.lease_ms
             )?;
         }
+        self.blocked.iter().try_for_each(|figures| write!(f, "{figures}"))?;
         writeln!(f, "staying           longest gap in a hand-over: {}", shown(&self.times.staying))?;
         let stall = &self.times.stall;
         writeln!(

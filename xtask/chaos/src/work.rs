@@ -21,12 +21,15 @@ pub(crate) enum Work {
     Reject,
     /// Fails until so many milliseconds after it was published.
     Wait(u64),
+    /// Its run stays open until so many milliseconds after it was published.
+    Hold(u64),
 }
 
 impl Work {
-    /// Draws it: mostly quick, now and then something that holds its key up. One in `blocks` blocks its key for `block`.
+    /// Draws it: mostly quick, now and then something that holds its key up. One in `blocks` blocks its key for `block`; with none,
+    /// no key is.
     pub(crate) fn draw(random: &mut fastrand::Rng, block: Duration, blocks: u32) -> Self {
-        if random.u32(..blocks) == 0 {
+        if !block.is_zero() && random.u32(..blocks) == 0 {
             let block = block.as_millis() as u64;
             return if random.bool() { Self::Sleep(block) } else { Self::Wait(block) };
         }
@@ -49,6 +52,7 @@ impl Work {
             Self::Panic => ("panic", 0),
             Self::Reject => ("reject", 0),
             Self::Wait(ms) => ("wait", ms),
+            Self::Hold(ms) => ("hold", ms),
         };
         format!("{word} {number} {now_ns}")
     }
@@ -65,6 +69,7 @@ impl Work {
             "panic" => Self::Panic,
             "reject" => Self::Reject,
             "wait" => Self::Wait(number),
+            "hold" => Self::Hold(number),
             _ => return None,
         };
         Some((work, u64::from_str(at_ns).ok()?))
@@ -78,6 +83,10 @@ pub(crate) async fn handle(clock: History, delivery: Delivery) -> Handled {
     };
     match work {
         Work::Sleep(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        Work::Hold(ms) => {
+            let until = published_ns.saturating_add(ms * 1_000_000);
+            tokio::time::sleep(Duration::from_nanos(until.saturating_sub(clock.now_ns()))).await;
+        }
         Work::Fail(times) if u64::from(delivery.attempt()) <= times => {
             return Err(HandlerError::retry("fails on purpose"));
         }
@@ -107,6 +116,8 @@ mod tests {
         let has = |is: fn(&Work) -> bool| drawn.iter().any(is);
         assert!(has(|work| *work == Work::Sleep(60_000)) && has(|work| *work == Work::Wait(60_000)));
         assert!(has(|work| *work == Work::Reject) && has(|work| *work == Work::Panic));
+        let hold = Work::Hold(5);
+        assert_eq!(Work::of(hold.payload(7).as_bytes()), Some((hold, 7)));
         assert_eq!(Work::of(b"nonsense"), None);
     }
 }

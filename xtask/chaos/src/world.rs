@@ -39,10 +39,12 @@ pub(crate) struct Nature {
     pub(crate) group_waits: bool,
     /// How long after a fault was ended it may have effects: the time to connect again and to learn what was missed.
     pub(crate) recovers_within: Duration,
+    /// After a clean leave the partitions run again so soon; `None` where that takes a rebalance.
+    pub(crate) left_within: Option<Duration>,
 }
 
 /// The commit interval, and a second for a round trip on a busy machine.
-const COMMIT_WITHIN: Duration = Duration::from_millis(1_200);
+pub(crate) const COMMIT_WITHIN: Duration = Duration::from_millis(1_200);
 /// Handler runs of a member at once: the default.
 const MAX_IN_FLIGHT: usize = 1_024;
 /// Findings that are explained.
@@ -64,7 +66,8 @@ impl Nature {
             options::Backend::Nats => (secs(15), true, secs(15)),
         };
         let group_waits = backend == options::Backend::Kafka;
-        Self { lease, cards, leases, group_waits, recovers_within }
+        let left_within = (!group_waits).then_some(secs(1));
+        Self { lease, cards, leases, group_waits, recovers_within, left_within }
     }
 
     /// What the oracle demands.
@@ -109,7 +112,13 @@ impl Marks {
 
 impl World {
     /// Everything but members and publishers.
-    pub(crate) async fn prepare(options: &Options, seed: u64, dir: &Path, block: Duration) -> Result<Self> {
+    pub(crate) async fn prepare(
+        options: &Options,
+        members: u32,
+        seed: u64,
+        dir: &Path,
+        block: Duration,
+    ) -> Result<Self> {
         let files = Files(dir.to_owned());
         let marks = Marks(History::durable(files.history("driver"))?);
         let load = Load {
@@ -120,7 +129,7 @@ impl World {
         };
         let world = match options.backend {
             options::Backend::Memory => Self::Memory(Box::new(Memory::new(marks, files, load)?)),
-            _ => Self::Processes(Box::new(Processes::launch(options, marks, files, load)?)),
+            _ => Self::Processes(Box::new(Processes::launch(options, members, marks, files, load)?)),
         };
         let (names, backend) = (Names::default(), world.connect().await.map_err(chained)?);
         let replicas = options.nodes as u16;

@@ -1,4 +1,4 @@
-//! A short run of chaos on each backend, with fixed seeds: the main faults, and all promises kept.
+//! A short run of chaos on each backend, with fixed seeds: the main faults, and all promises kept; and one with a blocked key.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,25 +15,43 @@ const BROKER: &[&str] = &["join", "leave", "kill", "stop", "cut member", "broker
 const MEMORY_SEED: u64 = 2;
 const BROKER_SEED: u64 = 3;
 
+/// Three owners of a blocked key end, and it says what ran again.
+const BLOCKED: &[&str] = &["2 kill", "1 leave"];
+
 fn main() {
     let args = Arguments::from_args();
-    let mut trials = vec![Trial::test("chaos_on_memory", || chaos("memory", MEMORY_SEED, MEMORY, None))];
+    let mut trials = Vec::new();
+    trials.push(Trial::test("chaos_on_memory", || chaos("memory", &schedule(MEMORY_SEED), MEMORY, None)));
+    trials.push(Trial::test("blocked_on_memory", || chaos("memory", &blocked(), BLOCKED, None)));
     for need in Need::ALL {
-        let name = format!("chaos_on_{}", need.name());
-        trials.push(private_trial(name, need, move |home| {
-            chaos(need.name(), BROKER_SEED, BROKER, Some(&home))
+        trials.push(private_trial(format!("chaos_on_{}", need.name()), need, move |home| {
+            chaos(need.name(), &schedule(BROKER_SEED), BROKER, Some(&home))
+        }));
+        trials.push(private_trial(format!("blocked_on_{}", need.name()), need, move |home| {
+            chaos(need.name(), &blocked(), BLOCKED, Some(&home))
         }));
     }
     libtest_mimic::run(&args, trials).exit();
 }
 
-/// Keeps the histories when a promise was broken, and says where.
-fn chaos(backend: &str, seed: u64, faults: &[&str], home: Option<&Home>) -> Result<(), Failed> {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("chaos");
-    let mut run = Command::new(env!("CARGO_BIN_EXE_ebus-chaos"));
-    run.args(["run", "--backend", backend, "--minutes", "0.75", "--members", "3"]);
+fn schedule(seed: u64) -> Vec<String> {
     // Few events: the build is not optimised, and other tests want the machine too.
-    run.args(["--seed", &seed.to_string(), "--events-per-second", "300", "--dir"]).arg(dir);
+    let asked =
+        ["--minutes", "0.75", "--members", "3", "--events-per-second", "300", "--seed", &seed.to_string()];
+    asked.map(str::to_owned).to_vec()
+}
+
+/// Enough to see by hundreds what would run again if nothing above the watermark were known.
+fn blocked() -> Vec<String> {
+    ["--blocked", "6", "--events-per-second", "600", "--seed", "1"].map(str::to_owned).to_vec()
+}
+
+/// Keeps the histories when a promise was broken, and says where.
+fn chaos(backend: &str, asked: &[String], faults: &[&str], home: Option<&Home>) -> Result<(), Failed> {
+    // Runs go beside each other, some with equal seeds.
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("chaos").join(asked[0].trim_start_matches('-'));
+    let mut run = Command::new(env!("CARGO_BIN_EXE_ebus-chaos"));
+    run.args(["run", "--backend", backend, "--dir"]).arg(dir).args(asked);
     if let Some(home) = home {
         run.env(Home::VARIABLE, home.path());
     }
@@ -45,8 +63,6 @@ fn chaos(backend: &str, seed: u64, faults: &[&str], home: Option<&Home>) -> Resu
     let done = said.lines().find(|line| line.starts_with("faults")).unwrap_or_default();
     match faults.iter().find(|fault| !done.contains(*fault)) {
         None => Ok(()),
-        Some(missing) => {
-            Err(format!("the schedule of seed {seed} has no {missing:?}; take another seed: {done}").into())
-        }
+        Some(missing) => Err(format!("{asked:?} has no {missing:?}; take another seed: {done}").into()),
     }
 }

@@ -42,9 +42,15 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    pub(crate) fn launch(options: &Options, marks: Marks, files: Files, load: Load) -> Result<Self> {
+    pub(crate) fn launch(
+        options: &Options,
+        members: u32,
+        marks: Marks,
+        files: Files,
+        load: Load,
+    ) -> Result<Self> {
         let program = std::env::current_exe().context("could not find this program")?;
-        let processes = PUBLISHERS as usize + options.members as usize + LEAVING;
+        let processes = PUBLISHERS as usize + members as usize + LEAVING;
         let broker = Broker::launch(options.backend, options.nodes, processes, marks.clone())?;
         let parts = vec![Part::new(files.history("driver"), false)];
         Ok(Self {
