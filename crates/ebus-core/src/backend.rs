@@ -1,12 +1,13 @@
 //! What every backend is: publishers, sources, topics, and reading back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::{
-    Capability, Epoch, Error, Group, LedgerLimits, Message, NextOffset, Position, Publisher, Source,
-    Timestamp, Topic,
+    Capability, Epoch, Error, ErrorKind, Group, LedgerLimits, Message, NextOffset, Parking, Position,
+    Publisher, Source, Timestamp, Topic,
 };
 
 /// A connection to a broker. Cheap to share behind an `Arc`.
@@ -50,6 +51,17 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// `NotFound` when the topic does not exist.
     async fn committed(&self, group: &Group, topic: &Topic) -> Result<Vec<Committed>, Error>;
+
+    /// Where this group keeps which of its keys are parked. Resolves when it is certain that this connection may write there.
+    ///
+    /// # Errors
+    /// `Unsupported` where the backend has no such place, which is the default; `Denied` without the right to write.
+    async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        let backend = self.capability().backend;
+        Err(Error::new(ErrorKind::Unsupported, format!("the backend {backend} has no place for parked keys"))
+            .with_operation("parking")
+            .with_context("group", group))
+    }
 
     /// Sends what is enqueued, waits for its acknowledgements, and disconnects. Calling it again gives the same result.
     ///
