@@ -5,6 +5,7 @@
 //! duplicates and never a loss.
 
 use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ebus_core::{
     Committed, Epoch, Error, ErrorKind, Group, LogMark, NextOffset, PartitionId, PartitionInfo, Position,
@@ -104,7 +105,7 @@ fn take_over_topic<'a>(
                 TakeOver {
                     partition: id.clone(),
                     position: Position::at(NextOffset(at.unwrap_or(range.earliest))),
-                    epoch: Epoch(0),
+                    epoch: first_epoch(),
                     mark,
                     trouble: None,
                     starts: Vec::new(),
@@ -120,11 +121,21 @@ fn take_over_topic<'a>(
             .zip(begins.iter().flatten())
             .map(|(partition, at)| (PartitionId::new(topic.clone(), partition), *at))
             .filter(|(id, _)| !wanted.clone().any(|mine| mine == id))
-            .map(|(id, at)| (id, at, Position::at(NextOffset(at)).encode(mark, Epoch(0))))
+            .map(|(id, at)| (id, at, Position::at(NextOffset(at)).encode(mark, first_epoch())))
             .collect();
     }
     out.taken.extend(taken);
     Ok(())
+}
+
+/// The epoch of the last owner where nobody knows of one: milliseconds since 1970.
+///
+/// Metadata is gone when an operator resets a group, when its offsets expire, and when another client has committed. Whoever keeps
+/// the highest epoch that it has seen, to refuse former owners, must not refuse all later ones then (G3). Owners change less than
+/// a thousand times a second, so that this is above all that were counted from an earlier such moment.
+fn first_epoch() -> Epoch {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Epoch(u64::try_from(since.as_millis()).unwrap_or(u64::MAX >> 1))
 }
 
 /// Goes on where the group has committed, as far as that is there.
@@ -139,7 +150,7 @@ fn resume(id: PartitionId, mark: LogMark, offset: i64, metadata: &[u8], range: P
             }
             // The offset is one of a log that is no more: in the new one it would pass over what nobody has read.
             let from = if error == PositionError::OtherLog { NextOffset(range.earliest) } else { committed };
-            (Position::at(from), Epoch(0))
+            (Position::at(from), first_epoch())
         }
     };
     let wrong = if position.watermark != committed {
@@ -228,7 +239,7 @@ pub(crate) fn commit_start(
             topic: topic.as_str(),
             partition,
             offset: *offset,
-            metadata: Position::at(NextOffset(*offset)).encode(LogMark(described.id), Epoch(0)),
+            metadata: Position::at(NextOffset(*offset)).encode(LogMark(described.id), first_epoch()),
         })
         .collect();
     match control.commit_for(group, &offsets) {
