@@ -68,7 +68,8 @@ pub trait LogFaults: Send + Sync {
     /// Those of the trait.
     async fn trim(&self, partition: &PartitionId, below: u64) -> Result<(), Error>;
 
-    /// Leaves a gap of so many offsets at the end, as compaction or an aborted transaction does.
+    /// Leaves a gap at the end, as compaction or an aborted transaction does: of so many offsets, or of as many as the broker can
+    /// be made to leave out. Zero is none.
     ///
     /// # Errors
     /// Those of the trait.

@@ -136,6 +136,14 @@ pub(super) async fn e04_a_position_without_its_log_is_reset(ctx: &Ctx) -> Checke
     unrecorded(ctx, &topic, 10).await?;
     has_been_there(ctx, &group, &topic, StartPosition::Latest).await?;
     faults.remake_topic(&topic).await?;
+    // Not recorded: what is committed is of the log that is gone.
+    let committed = ctx.harness.connect().await?.committed(&group, &topic).await?;
+    if committed.iter().all(|one| one.position.is_none()) {
+        // This broker forgets positions together with their topic; one that is mirrored from elsewhere is there all the same.
+        let partition = PartitionId::new(topic.clone(), 0);
+        let mirrored = Position::at(NextOffset(10)).encode(LogMark(42), Epoch(1));
+        faults.overwrite_position(&group, &partition, NextOffset(10), mirrored.as_bytes()).await?;
+    }
     ctx.publish(&topic, &["anew"], 1..=20).await?;
     let member = ctx.member("m", &group, &[&topic]).start().await?;
     handled += 20;
@@ -180,7 +188,9 @@ pub(super) async fn e06_damaged_metadata_loses_nothing(ctx: &Ctx) -> Checked {
         let member = ctx.member(label, &group, &[&topic]).start().await?;
         let what = format!("with metadata {label:?} all is handled");
         ctx.until(&what, || ctx.log.acked() == (at + 1) * COUNT).await?;
-        assert!(member.state().await.trouble.is_some(), "{label}: what was ignored was not told");
+        // Without any metadata an offset is what every other client commits: there is nothing to tell.
+        let told = text.is_empty() || member.state().await.trouble.is_some();
+        assert!(told, "{label}: what was ignored was not told");
         members.push(member);
     }
     for member in members {
