@@ -7,8 +7,15 @@ use async_trait::async_trait;
 use ebus_core::{Backend, Error, ErrorKind};
 use ebus_kafka::{KafkaBackend, KafkaConfig};
 use ebus_testkit::brokers::{self, Home, Link as Way, Need, Server, launch_kafka};
-use ebus_testkit::conformance::{self, Harness, Link, OwnBroker, OwnServer, Setup, TopicPolicy};
+use ebus_testkit::conformance::{self, Harness, Link, LogFaults, OwnBroker, OwnServer, Setup, TopicPolicy};
 use ebus_testkit::proxy::Line;
+
+#[path = "support/lacks.rs"]
+mod lacks;
+#[path = "support/log_faults.rs"]
+mod log_faults;
+
+use log_faults::KafkaLogFaults;
 
 /// For the members of one case that can be cut off.
 const LINKS_OF_ITS_OWN: usize = 4;
@@ -80,6 +87,14 @@ impl Harness for Kafka {
         let line = self.line().await?;
         let backend = self.backend(&line.url("kafka"), |config| config).await?;
         Ok(Some((backend, Arc::new(line))))
+    }
+
+    fn log_faults(&self) -> Option<Arc<dyn LogFaults>> {
+        Some(Arc::new(KafkaLogFaults::new(&self.url)))
+    }
+
+    fn lacks(&self, case: &str) -> Option<String> {
+        lacks::on_request(case)
     }
 
     async fn own_broker(&self, nodes: usize) -> Result<Option<Arc<dyn OwnBroker>>, Error> {

@@ -7,7 +7,14 @@ use async_trait::async_trait;
 use ebus_core::{Backend, Error};
 use ebus_kafka::{GroupProtocol, KafkaBackend, KafkaConfig};
 use ebus_testkit::brokers::Need;
-use ebus_testkit::conformance::{self, Harness, Setup};
+use ebus_testkit::conformance::{self, Harness, LogFaults, Setup};
+
+#[path = "support/lacks.rs"]
+mod lacks;
+#[path = "support/log_faults.rs"]
+mod log_faults;
+
+use log_faults::KafkaLogFaults;
 
 /// Groups of cases in which members come, go, and hand over. All others do not depend on the protocol.
 const CASES: [&str; 8] = ["b02", "c09", "d", "e", "f01", "f02", "g", "i01"];
@@ -23,6 +30,14 @@ impl Harness for Consumer {
             .with_group_protocol(GroupProtocol::Consumer)
             .with_session_timeout(Duration::from_secs(6));
         Ok(Arc::new(KafkaBackend::connect(config).await?))
+    }
+
+    fn log_faults(&self) -> Option<Arc<dyn LogFaults>> {
+        Some(Arc::new(KafkaLogFaults::new(&self.url)))
+    }
+
+    fn lacks(&self, case: &str) -> Option<String> {
+        lacks::on_request(case)
     }
 
     /// A heartbeat is the broker's to set, 5 s by default, and each hand-over takes one or two.

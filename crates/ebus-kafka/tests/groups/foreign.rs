@@ -1,7 +1,5 @@
 //! Consumers of somebody else's in the same group: not disturbed by us, nor we by them.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use ebus_core::{Backend, ErrorKind, Group, Topic, TopicSpec};
@@ -11,6 +9,7 @@ use libtest_mimic::Trial;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
+use crate::by_hand::commit_by_hand;
 use crate::raw::{Raw, Tested, block, fresh, go_on, publish, until};
 use crate::{connect, options};
 
@@ -32,41 +31,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-fn text(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend((bytes.len() as i16).to_be_bytes());
-    out.extend(bytes);
-}
-
-/// OffsetCommit, version 2, for a group without members: by hand, as no client library writes such metadata. `None` is null.
-fn commit_by_hand(url: &str, group: &str, topic: &str, offset: i64, metadata: Option<&[u8]>) -> Tested {
-    let mut body = Vec::new();
-    body.extend([0, 8, 0, 2, 0, 0, 0, 7]);
-    text(&mut body, b"old");
-    text(&mut body, group.as_bytes());
-    body.extend((-1i32).to_be_bytes());
-    text(&mut body, b"");
-    body.extend((-1i64).to_be_bytes());
-    body.extend(1i32.to_be_bytes());
-    text(&mut body, topic.as_bytes());
-    body.extend(1i32.to_be_bytes());
-    body.extend(0i32.to_be_bytes());
-    body.extend(offset.to_be_bytes());
-    match metadata {
-        Some(metadata) => text(&mut body, metadata),
-        None => body.extend((-1i16).to_be_bytes()),
-    }
-    let mut stream = TcpStream::connect(url.trim_start_matches("kafka://"))?;
-    stream.write_all(&(body.len() as i32).to_be_bytes())?;
-    stream.write_all(&body)?;
-    let mut length = [0; 4];
-    stream.read_exact(&mut length)?;
-    let mut answer = vec![0; i32::from_be_bytes(length) as usize];
-    stream.read_exact(&mut answer)?;
-    // The last of it is the error of the only partition.
-    match answer.last_chunk::<2>() {
-        Some([0, 0]) => Ok(()),
-        code => Err(format!("the broker refused it: {code:?}").into()),
-    }
+fn bootstrap(url: &str) -> &str {
+    url.trim_start_matches("kafka://")
 }
 
 /// Metadata that is not text, or missing, or empty, as old Java consumers leave it, or text of any kind: the offset counts.
@@ -83,7 +49,7 @@ async fn e06_foreign_metadata_is_no_position(url: String) -> Tested {
         let topic = fresh("foreign")?;
         backend.create_topic(&TopicSpec::new(topic.clone(), 1)).await?;
         publish(&backend, &topic, 10).await?;
-        commit_by_hand(&url, topic.as_str(), topic.as_str(), 5, metadata)?;
+        commit_by_hand(bootstrap(&url), topic.as_str(), (topic.as_str(), 0), 5, metadata)?;
         let group = Group::new(topic.as_str())?;
         let committed = backend.committed(&group, &topic).await?;
         assert_eq!(committed[0].position.as_ref().map(|at| at.watermark.0), Some(5), "{metadata:?}");
@@ -114,7 +80,8 @@ async fn e06_a_commit_of_somebody_else_in_between(url: String) -> Tested {
     go_on([&mut member], Duration::from_millis(200)).await;
     assert_eq!(member.offsets(0), [3]);
     member.close().await?;
-    commit_by_hand(&url, topic.as_str(), topic.as_str(), 3, Some(b"reset by an operator"))?;
+    let text = Some(&b"reset by an operator"[..]);
+    commit_by_hand(bootstrap(&url), topic.as_str(), (topic.as_str(), 0), 3, text)?;
     let mut member = Raw::join(&backend, options(&topic)?).await?;
     until("all from there is read", [&mut member], |[member]| member.inbound.len() >= 7).await?;
     assert_eq!(member.offsets(0), (3..10).collect::<Vec<u64>>());
@@ -124,7 +91,7 @@ async fn e06_a_commit_of_somebody_else_in_between(url: String) -> Tested {
 
 fn plain(url: &str, group: &str, strategy: &str) -> Tested<BaseConsumer> {
     Ok(ClientConfig::new()
-        .set("bootstrap.servers", url.trim_start_matches("kafka://"))
+        .set("bootstrap.servers", bootstrap(url))
         .set("group.id", group)
         .set("partition.assignment.strategy", strategy)
         .set("enable.auto.commit", "false")

@@ -8,6 +8,8 @@ use ebus_kafka::{GroupProtocol, KafkaBackend, KafkaConfig};
 use ebus_testkit::brokers::{KafkaConfig as Broker, Need, Server, launch_kafka, private_trial, shared_trial};
 use libtest_mimic::Trial;
 
+#[path = "../support/by_hand.rs"]
+mod by_hand;
 #[path = "../support/raw.rs"]
 mod raw;
 
