@@ -29,7 +29,7 @@ pub(crate) struct Memory {
     members: BTreeMap<u32, Slot>,
     /// They leave, or were crashed: their tasks end.
     ending: Vec<Slot>,
-    publishers: Vec<JoinHandle<Result<()>>>,
+    publishers: BTreeMap<u32, JoinHandle<Result<()>>>,
     stop: watch::Sender<bool>,
     down: [bool; 2],
 }
@@ -76,7 +76,7 @@ impl Memory {
             load,
             members: BTreeMap::new(),
             ending: Vec::new(),
-            publishers: Vec::new(),
+            publishers: BTreeMap::new(),
             stop: watch::Sender::new(false),
             down: [false; 2],
         })
@@ -102,7 +102,8 @@ impl Memory {
     pub(crate) fn publisher(&mut self, number: u32) -> Result<()> {
         let (backend, clock) = (self.recorded(&format!("publisher-{number}")), self.marks.0.clone());
         let (load, stop) = (Load { number, ..self.load }, self.stop.subscribe());
-        self.publishers.push(tokio::spawn(async move { publish(backend, &clock, load, stop).await }));
+        let task = tokio::spawn(async move { publish(backend, &clock, load, stop).await });
+        self.publishers.insert(number, task);
         Ok(())
     }
 
@@ -161,6 +162,11 @@ impl Memory {
             Act::Join(number) => self.join(number),
             Act::Leave(number) => self.end(number, How::Leave),
             Act::Kill(number) => self.end(number, How::Drop),
+            Act::Publish(number) => self.publisher(number)?,
+            // Dropped: what it had in flight is stored or not, and nobody is told.
+            Act::KillPublisher(number) => {
+                self.publishers.remove(&number).inspect(|publisher| publisher.abort());
+            }
             Act::Crash(number) => self.end(number, How::Crash),
             Act::Revoke(draw) => self.revoke(draw),
             Act::Lose(draw) => self.lose(draw),
@@ -231,7 +237,7 @@ impl Memory {
     pub(crate) async fn stop_publishers(&mut self) -> Vec<String> {
         self.stop.send_replace(true);
         let mut trouble = Vec::new();
-        for publisher in std::mem::take(&mut self.publishers) {
+        for publisher in std::mem::take(&mut self.publishers).into_values() {
             trouble.extend(ended(publisher, "a publisher").await);
         }
         trouble

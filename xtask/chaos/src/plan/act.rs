@@ -26,6 +26,10 @@ pub(crate) enum Act {
     Leave(u32),
     /// SIGKILL.
     Kill(u32),
+    /// A publisher begins, with keys of its own.
+    Publish(u32),
+    /// SIGKILL, with publishes that have no answer yet.
+    KillPublisher(u32),
     /// SIGSTOP.
     Stop(u32),
     /// SIGCONT.
@@ -62,6 +66,7 @@ impl Act {
             Self::Join(_) => "join",
             Self::Leave(_) => "leave",
             Self::Kill(_) => "kill",
+            Self::KillPublisher(_) => "kill publisher",
             Self::Stop(_) => "stop",
             Self::Cut(Link::Member(_)) => "cut member",
             Self::Cut(Link::Publisher(_)) => "cut publisher",
@@ -75,7 +80,8 @@ impl Act {
             Self::Crash(_) => "crash",
             Self::CommitsFail => "commits fail",
             Self::PublishesFail => "publishes fail",
-            Self::Continue(_)
+            Self::Publish(_)
+            | Self::Continue(_)
             | Self::Heal(_)
             | Self::NodeStart(_)
             | Self::NodeThaw(_)
@@ -91,6 +97,8 @@ impl fmt::Display for Act {
             Self::Join(member) => write!(f, "member-{member} joins"),
             Self::Leave(member) => write!(f, "member-{member} leaves"),
             Self::Kill(member) => write!(f, "member-{member} is killed"),
+            Self::Publish(publisher) => write!(f, "publisher-{publisher} begins"),
+            Self::KillPublisher(publisher) => write!(f, "publisher-{publisher} is killed"),
             Self::Stop(member) => write!(f, "member-{member} is stopped"),
             Self::Continue(member) => write!(f, "member-{member} goes on"),
             Self::Cut(link) => write!(f, "{link} is cut off"),

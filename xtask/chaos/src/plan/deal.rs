@@ -21,6 +21,7 @@ pub(crate) enum Card {
     CutLong,
     StallShortly,
     StallLong,
+    KillPublisher,
     CutPublisher,
     StallPublisher,
     Restart,
@@ -37,8 +38,15 @@ pub(crate) enum Card {
 
 impl Card {
     /// What can be done to processes.
-    pub(crate) const PROCESSES: [Self; 6] =
-        [Self::Join, Self::Leave, Self::Kill, Self::KillTwo, Self::StopShortly, Self::StopLong];
+    pub(crate) const PROCESSES: [Self; 7] = [
+        Self::Join,
+        Self::Leave,
+        Self::Kill,
+        Self::KillTwo,
+        Self::StopShortly,
+        Self::StopLong,
+        Self::KillPublisher,
+    ];
     /// What can be done to links.
     pub(crate) const LINKS: [Self; 6] = [
         Self::CutShortly,
@@ -53,10 +61,11 @@ impl Card {
     /// What can be done to a cluster.
     pub(crate) const CLUSTER: [Self; 2] = [Self::LoseNodes, Self::Restart];
     /// What can be done on memory.
-    pub(crate) const MEMORY: [Self; 8] = [
+    pub(crate) const MEMORY: [Self; 9] = [
         Self::Join,
         Self::Leave,
         Self::Kill,
+        Self::KillPublisher,
         Self::Revoke,
         Self::Lose,
         Self::Crash,
@@ -70,6 +79,10 @@ const FIRST: Duration = Duration::from_secs(4);
 /// Between two faults.
 const GAP: Duration = Duration::from_secs(5);
 const SHORTEST_GAP: Duration = Duration::from_millis(1_500);
+/// One fault in so many has another one on top of it.
+const AT_ONCE: u32 = 5;
+/// A publisher that was killed is replaced within this.
+const REPLACED_WITHIN: Duration = Duration::from_secs(3);
 /// A node that is back needs this to be of use before the next may go.
 const NODE_SETTLES: Duration = Duration::from_secs(8);
 
@@ -81,9 +94,11 @@ pub(super) struct Dealer<'t> {
     gap: Duration,
     /// Who is in the group, or will be.
     members: BTreeMap<u32, Membership>,
+    publishers: Vec<u32>,
     publishers_busy: Duration,
     broker_busy: Duration,
     next: u32,
+    next_publisher: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -103,9 +118,11 @@ impl<'t> Dealer<'t> {
             now: FIRST,
             gap: GAP.min(all).max(SHORTEST_GAP),
             members: (1..=terms.members).map(|member| (member, Membership::default())).collect(),
+            publishers: (1..=terms.publishers).collect(),
             publishers_busy: Duration::ZERO,
             broker_busy: Duration::ZERO,
             next: terms.members + 1,
+            next_publisher: terms.publishers + 1,
         }
     }
 
@@ -126,7 +143,12 @@ impl<'t> Dealer<'t> {
                     hand.insert(0, card);
                 }
             }
-            let gap = self.between(self.gap / 2, self.gap * 3 / 2);
+            // Now and then the next fault comes on top of this one.
+            let gap = if self.random.u32(..AT_ONCE) == 0 {
+                self.between(Duration::ZERO, SHORTEST_GAP / 5)
+            } else {
+                self.between(self.gap / 2, self.gap * 3 / 2)
+            };
             self.now += gap;
         }
         self.steps.retain(|step| step.at < self.terms.time);
@@ -185,15 +207,27 @@ impl<'t> Dealer<'t> {
                     |member| Act::Heal(Link::Member(member)),
                 );
             }
-            Card::CutPublisher | Card::StallPublisher if self.publishers_busy <= self.now => {
-                let link = Link::Publisher(self.random.u32(1..=self.terms.publishers));
+            // One publisher at a time: the others go on.
+            Card::KillPublisher | Card::CutPublisher | Card::StallPublisher
+                if self.publishers_busy > self.now => {}
+            Card::KillPublisher => {
+                let which = self.random.usize(..self.publishers.len());
+                let new = self.next_publisher;
+                self.next_publisher += 1;
+                let old = std::mem::replace(&mut self.publishers[which], new);
+                let later = self.between(Duration::ZERO, REPLACED_WITHIN);
+                self.does(Duration::ZERO, Act::KillPublisher(old));
+                self.does(later, Act::Publish(new));
+                self.publishers_busy = self.now + later;
+            }
+            Card::CutPublisher | Card::StallPublisher => {
+                let link = Link::Publisher(self.publishers[self.random.usize(..self.publishers.len())]);
                 let time = self.long();
                 let how = if card == Card::CutPublisher { Act::Cut } else { Act::Stall };
                 self.does(Duration::ZERO, how(link));
                 self.does(time, Act::Heal(link));
                 self.publishers_busy = self.now + time;
             }
-            Card::CutPublisher | Card::StallPublisher => {}
             Card::Restart => self.node(Act::NodeStop, Act::NodeStart, Duration::from_millis(500)),
             Card::KillBroker => self.node(Act::NodeKill, Act::NodeStart, Duration::from_secs(2)),
             Card::FreezeBroker => self.node(Act::NodeFreeze, Act::NodeThaw, self.terms.lease / 2),

@@ -123,6 +123,13 @@ impl Processes {
                     self.died(member.name());
                 }
             }
+            Act::Publish(number) => self.publisher(number)?,
+            Act::KillPublisher(number) => {
+                if let Some(mut publisher) = self.publishers.remove(&number) {
+                    publisher.kill()?;
+                    self.died(publisher.name());
+                }
+            }
             Act::Stop(number) => {
                 if let Some(member) = self.members.get_mut(&number) {
                     member.stop(&self.marks)?;
