@@ -22,7 +22,7 @@ use crate::world::{Nature, PUBLISHERS, World, chained};
 /// How often it is seen whether anybody ended who should not have.
 const TEND_EVERY: Duration = Duration::from_millis(100);
 /// How often the driver asks what is committed: each answer is one more thing to judge by.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the broker may take to answer that.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long members may take to handle all that is left, beside the time for which a key is blocked.

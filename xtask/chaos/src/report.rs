@@ -89,6 +89,7 @@ pub(crate) struct Report {
     replayed: u64,
     oldest_replayed_ms: f64,
     held_up: u64,
+    oldest_held_up_ms: f64,
     excused_overlaps: u64,
     lost: u64,
     reordered: u64,
@@ -142,6 +143,7 @@ impl Report {
             replayed: verdict.replayed,
             oldest_replayed_ms: verdict.oldest_replayed.as_secs_f64() * 1e3,
             held_up: verdict.held_up,
+            oldest_held_up_ms: verdict.oldest_held_up.as_secs_f64() * 1e3,
             excused_overlaps: verdict.excused_overlaps,
             lost: verdict.lost,
             reordered: verdict.reordered,
@@ -195,9 +197,14 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "replayed          {}, {} of them held up by other faults, else the oldest finished {:.0} ms before the crash; {} excused \
-             overlaps, {} torn lines",
-            self.replayed, self.held_up, self.oldest_replayed_ms, self.excused_overlaps, self.torn_lines
+            "replayed          {}, the oldest finished {:.0} ms before the crash, but for {} whose commits other faults held up \
+             ({:.0} ms); {} excused overlaps, {} torn lines",
+            self.replayed,
+            self.oldest_replayed_ms,
+            self.held_up,
+            self.oldest_held_up_ms,
+            self.excused_overlaps,
+            self.torn_lines
         )?;
         match &self.back {
             Some(back) => writeln!(

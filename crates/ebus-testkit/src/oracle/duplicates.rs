@@ -9,7 +9,7 @@ use super::{Promise, Rules, Verdict};
 use crate::history::Kind;
 
 pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
-    let committed = first_committed(facts);
+    let committed = commits(facts);
     for run in &facts.runs {
         let Some(finished) = facts.finished.get(&run.work) else { continue };
         let Some(&before) = finished.iter().rev().find(|at| **at < run.start) else { continue };
@@ -18,7 +18,10 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
                 verdict.replayed += 1;
                 match excuse {
                     Excuse::Uncommitted(age) => verdict.oldest_replayed = verdict.oldest_replayed.max(age),
-                    Excuse::HeldUp => verdict.held_up += 1,
+                    Excuse::HeldUp(age) => {
+                        verdict.held_up += 1;
+                        verdict.oldest_held_up = verdict.oldest_held_up.max(age);
+                    }
                     Excuse::Unaware => {}
                 }
             }
@@ -31,36 +34,57 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     }
 }
 
-/// When the broker first said that a message is committed as finished.
-type Commits<'a> = HashMap<(&'a str, &'a str, u32), Vec<(At, u64, &'a [(u64, u64)])>>;
+/// What the broker said that is committed, for each partition of a group.
+type Commits<'a> = HashMap<(&'a str, &'a str, u32), Vec<Seen<'a>>>;
 
-fn first_committed<'a>(facts: &Facts<'a>) -> Commits<'a> {
+/// One answer of the broker.
+struct Seen<'a> {
+    at: At,
+    epoch: Option<u64>,
+    position: (u64, &'a [(u64, u64)]),
+}
+
+fn commits<'a>(facts: &Facts<'a>) -> Commits<'a> {
     let mut commits = Commits::new();
     for (at, event) in facts.events.iter().enumerate().filter(|(_, event)| event.kind == Kind::Committed) {
         if let (Some(group), Some((topic, partition, watermark))) = (event.group.as_deref(), place(event)) {
             let finished = event.finished.as_deref().unwrap_or_default();
-            commits.entry((group, topic, partition)).or_default().push((at, watermark, finished));
+            let seen = Seen { at, epoch: event.epoch, position: (watermark, finished) };
+            commits.entry((group, topic, partition)).or_default().push(seen);
         }
     }
     commits
 }
 
-fn is_committed_before(commits: &Commits<'_>, work: Work<'_>, before: At) -> bool {
-    let (group, (topic, partition, offset)) = work;
-    let all = commits.get(&(group, topic, partition)).map(Vec::as_slice).unwrap_or_default();
-    all.iter().take_while(|(at, ..)| *at < before).any(|(_, watermark, finished)| {
+fn of_partition<'c>(commits: &'c Commits<'c>, work: Work<'c>) -> &'c [Seen<'c>] {
+    let (group, (topic, partition, _)) = work;
+    commits.get(&(group, topic, partition)).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn is_committed_before<'c>(commits: &'c Commits<'c>, work: Work<'c>, before: At) -> bool {
+    let offset = work.1.2;
+    of_partition(commits, work).iter().take_while(|seen| seen.at < before).any(|seen| {
+        let (watermark, finished) = seen.position;
         // The runs ascend.
         let run = finished.partition_point(|(_, to)| *to <= offset);
-        offset < *watermark || finished.get(run).is_some_and(|(from, _)| *from <= offset)
+        offset < watermark || finished.get(run).is_some_and(|(from, _)| *from <= offset)
     })
+}
+
+/// Whether the broker accepted commits of an ownership that were made between these times. The first change that is seen may be
+/// of a commit that was on its way before; there is one on its way at a time, so the second is not.
+fn went_on<'c>(facts: &Facts<'_>, commits: &'c Commits<'c>, former: &Run<'c>, from: u64, to: u64) -> bool {
+    let seen = of_partition(commits, former.work).iter().filter(|seen| seen.epoch == Some(former.epoch));
+    let between: Vec<_> = seen.filter(|seen| (from..to).contains(&facts.event(seen.at).at_ns)).collect();
+    between.windows(2).filter(|two| two[0].position != two[1].position).count() >= 2
 }
 
 /// Why a message may run again.
 enum Excuse {
     /// It finished so long before the crash, and was not committed yet.
     Uncommitted(Duration),
-    /// Another fault kept it from being committed.
-    HeldUp,
+    /// It finished so long before, and another fault kept it from being committed.
+    HeldUp(Duration),
     /// The member did not know that it owned nothing any more.
     Unaware,
 }
@@ -106,12 +130,16 @@ fn excuse(
     let lost_ns = facts.event(crash.min(next)).at_ns;
     let finished_ns = facts.event(before).at_ns;
     let within = rules.commit_within.map_or(u64::MAX, nanos);
-    let due = facts.faults.commit_due(former.member, finished_ns, within, rules);
-    if due < lost_ns {
+    let age = Duration::from_nanos(lost_ns.saturating_sub(finished_ns));
+    let late = finished_ns.saturating_add(within);
+    if late >= lost_ns {
+        return Ok(Excuse::Uncommitted(age));
+    }
+    if facts.faults.commit_due(former.member, finished_ns, within, rules) < lost_ns {
         return Err("and it finished long before the crash");
     }
-    if due > finished_ns.saturating_add(within) {
-        return Ok(Excuse::HeldUp);
+    if went_on(facts, commits, former, late, lost_ns) {
+        return Err("and later commits were accepted before the crash");
     }
-    Ok(Excuse::Uncommitted(Duration::from_nanos(lost_ns.saturating_sub(finished_ns))))
+    Ok(Excuse::HeldUp(age))
 }

@@ -85,6 +85,7 @@ impl<'a> Facts<'a> {
             if at > 0 && events[at - 1].at_ns > event.at_ns {
                 verdict.find(Promise::Malformed, || "time goes back".into(), [&events[at - 1], event]);
             }
+            facts.faults.see(event);
             if facts.take(at, event, rules, verdict, &mut open).is_none() {
                 verdict.find(
                     Promise::Malformed,

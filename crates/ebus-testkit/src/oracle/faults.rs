@@ -2,6 +2,8 @@
 //!
 //! An excuse belongs to the member that had the fault, and to the time of it; where the broker itself was down, to all members.
 
+use std::collections::HashSet;
+
 use super::Rules;
 use super::rules::nanos;
 use crate::history::{Event, Kind};
@@ -10,12 +12,20 @@ use crate::history::{Event, Kind};
 pub(super) struct Faults<'a> {
     /// In the order in which they began.
     spans: Vec<Span<'a>>,
+    /// From the notice to the release, or the loss.
+    revocations: Vec<Span<'a>>,
+    /// Who gave something to a publisher.
+    publish: HashSet<&'a str>,
+    /// Who owned something.
+    own: HashSet<&'a str>,
 }
 
 #[derive(Debug)]
 struct Span<'a> {
     kind: Kind,
     member: Option<&'a str>,
+    /// Of a revocation: partition and epoch.
+    owned: Option<(Option<u32>, Option<u64>)>,
     from: u64,
     /// `None`: it lasts.
     to: Option<u64>,
@@ -43,7 +53,7 @@ impl<'a> Faults<'a> {
         let began = match event.kind {
             Kind::Killed | Kind::Stopped | Kind::Cut | Kind::Down => {
                 let to = (event.kind == Kind::Killed).then_some(event.at_ns);
-                self.spans.push(Span { kind: event.kind, member, from: event.at_ns, to });
+                self.spans.push(Span { kind: event.kind, member, owned: None, from: event.at_ns, to });
                 return Some(());
             }
             Kind::Continued => Kind::Stopped,
@@ -86,19 +96,54 @@ impl<'a> Faults<'a> {
     /// or after the group did not wait for somebody else any more.
     pub(super) fn commit_due(&self, member: &str, from: u64, within: u64, rules: &Rules) -> u64 {
         let after = rules.aftermath();
-        let mut due = from.saturating_add(within);
+        let mut held: Vec<(u64, u64)> = Vec::new();
         for span in &self.spans {
-            let own = span.concerns(member) && span.kind != Kind::Killed;
-            let over = match rules.group_waits.map(nanos) {
-                _ if own => span.to().saturating_add(after),
-                Some(waits) if span.kind != Kind::Down => span.from.saturating_add(waits),
-                _ => continue,
-            };
-            if span.from <= due && from <= over {
+            if span.concerns(member) && span.kind != Kind::Killed {
+                held.push((span.from, span.to().saturating_add(after)));
+            } else if let Some(waits) = rules.group_waits.map(nanos).filter(|_| self.is_of_group(span)) {
+                held.push((span.from, span.from.saturating_add(waits)));
+            }
+        }
+        if rules.group_waits.is_some() {
+            held.extend(self.revocations.iter().map(|span| (span.from, span.to())));
+        }
+        held.sort_unstable();
+        let mut due = from.saturating_add(within);
+        for (since, over) in held {
+            if since <= due && from <= over {
                 due = due.max(over.saturating_add(within));
             }
         }
         due
+    }
+
+    /// Whether the group may wait for the one whose fault it is: not for a node, and not for who only publishes.
+    fn is_of_group(&self, span: &Span<'_>) -> bool {
+        let only_publishes = |member| self.publish.contains(member) && !self.own.contains(member);
+        span.kind != Kind::Down && span.member.is_some_and(|member| !only_publishes(member))
+    }
+
+    /// Takes who publishes, who owns, and what is being given up.
+    pub(super) fn see(&mut self, event: &'a Event) {
+        let (Some(member), from) = (event.member.as_deref(), event.at_ns) else { return };
+        let is_same = |span: &Span<'_>| {
+            span.member == Some(member) && span.owned == Some((event.partition, event.epoch))
+        };
+        match event.kind {
+            Kind::Call => drop(self.publish.insert(member)),
+            Kind::Assigned => drop(self.own.insert(member)),
+            Kind::Revoking => {
+                let owned = Some((event.partition, event.epoch));
+                self.revocations.push(Span { kind: event.kind, member: Some(member), owned, from, to: None });
+            }
+            Kind::Released | Kind::Lost => {
+                let mut open = self.revocations.iter_mut().rev().filter(|span| span.to.is_none());
+                if let Some(span) = open.find(|span| is_same(span)) {
+                    span.to = Some(event.at_ns);
+                }
+            }
+            _ => {}
+        }
     }
 }
 

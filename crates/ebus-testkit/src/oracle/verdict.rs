@@ -63,6 +63,8 @@ pub struct Verdict {
     pub oldest_replayed: Duration,
     /// Of these, those whose commit another fault held up.
     pub held_up: u64,
+    /// Of these, how long before the crash the oldest was finished.
+    pub oldest_held_up: Duration,
     /// Starts beside an open run of their key that are excused: a member did not know yet that it had lost its partition.
     pub excused_overlaps: u64,
     /// G1: messages that were lost, once for each group.

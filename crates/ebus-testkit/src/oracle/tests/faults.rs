@@ -177,3 +177,62 @@ fn p6_a_group_that_waits_for_the_dead_holds_commits_up_and_excuses_no_loss() {
     finds(&script(7 * SECOND, Some("m")), &rules, &[(Promise::G6, 1)]);
     finds(&script(SECOND, None), &rules, &[(Promise::G6, 1)]);
 }
+
+/// `m` finishes a message while commits are held up as `before` says, `between` happens, and `m` is killed seconds later.
+fn held_up(before: impl FnOnce(Script) -> Script, between: impl FnOnce(Script) -> Script) -> Script {
+    let script = before(Script::new().stored("k", 0).assigned("m", 1)).run("m", 1, "k", 0, Outcome::Ack);
+    let mut script = between(script.after(3 * SECOND)).after(SECOND / 2).lost("m", 1).fault(Kind::Killed, "m");
+    let killed = script.events.len() - 1;
+    script.events[killed - 1].at_ns = script.events[killed].at_ns;
+    script.assigned("n", 2).run("n", 2, "k", 0, Outcome::Ack)
+}
+
+#[test]
+fn p6_a_publisher_in_trouble_holds_no_commits_up() {
+    let rules = strict().group_waits(10 * SECOND);
+    let killed = |who| held_up(|script| script.call("other", 9, 9).fault(Kind::Killed, who), |script| script);
+    finds(&killed("p"), &rules, &[(Promise::G6, 1)]);
+    finds(&killed("o"), &rules, &[]);
+}
+
+#[test]
+fn p6_a_group_waits_while_a_revocation_is_held_and_not_longer() {
+    let held = |released: Duration| {
+        held_up(
+            |script| {
+                script
+                    .in_partition(1, |script| script.assigned("o", 1).ownership(Kind::Revoking, "o", 1, None))
+            },
+            |script| {
+                let script = script.in_partition(1, |script| script.released("o", 1, Outcome::Accepted));
+                script.after(released)
+            },
+        )
+    };
+    let rules = strict().group_waits(SECOND);
+    finds(&held(Duration::ZERO), &rules, &[]);
+    finds(&held(2 * SECOND), &rules, &[(Promise::G6, 1)]);
+    finds(&held(Duration::ZERO), &strict(), &[(Promise::G6, 1)]);
+}
+
+#[test]
+fn p6_nobody_waits_where_later_commits_are_accepted() {
+    let rules = strict().group_waits(10 * SECOND);
+    let with = |watermarks: &'static [u64], epoch| {
+        held_up(
+            |script| script.fault(Kind::Killed, "o"),
+            move |script| {
+                let seen = |script: Script, at: &u64| script.committed_by(epoch, 0, &[(5, *at)]);
+                watermarks.iter().fold(script, seen)
+            },
+        )
+    };
+    // One may have been on its way since before; what another owner commits says nothing.
+    for (seen, epoch, expected) in
+        [(&[6, 6, 7][..], 1, 0), (&[6, 7, 7], 1, 0), (&[6, 7, 8], 2, 0), (&[6, 7, 8], 1, 1)]
+    {
+        let script = with(seen, epoch);
+        let found = super::judge(&script.events, &rules.clone().unfinished_ok("g"));
+        assert_eq!(found.duplicates, expected, "{seen:?} of epoch {epoch}: {found}");
+    }
+}

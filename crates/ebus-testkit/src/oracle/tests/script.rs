@@ -82,7 +82,13 @@ impl Script {
         self.call(key, offset, offset).receipt(key, offset, offset, offset)
     }
 
-    fn ownership(mut self, kind: Kind, member: &str, epoch: u64, outcome: Option<Outcome>) -> Self {
+    pub(super) fn ownership(
+        mut self,
+        kind: Kind,
+        member: &str,
+        epoch: u64,
+        outcome: Option<Outcome>,
+    ) -> Self {
         let event = self.event(kind, member, epoch, "", 0);
         event.offset = None;
         event.version = None;
@@ -178,8 +184,12 @@ impl Script {
         self
     }
 
-    pub(super) fn committed(mut self, watermark: u64, finished: &[(u64, u64)]) -> Self {
-        let event = self.event(Kind::Committed, "", 0, "", watermark);
+    pub(super) fn committed(self, watermark: u64, finished: &[(u64, u64)]) -> Self {
+        self.committed_by(0, watermark, finished)
+    }
+
+    pub(super) fn committed_by(mut self, epoch: u64, watermark: u64, finished: &[(u64, u64)]) -> Self {
+        let event = self.event(Kind::Committed, "", epoch, "", watermark);
         event.version = None;
         event.member = None;
         event.finished = Some(finished.to_vec());
