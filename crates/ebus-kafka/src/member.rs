@@ -114,7 +114,6 @@ impl Member {
             commits,
             handle,
             pulse: pulse.clone(),
-            is_static: config.instance_id.is_some(),
             max_idle: config.max_poll_interval,
             topics: Vec::new(),
             idle: false,
@@ -153,7 +152,6 @@ struct Turn {
     commits: Commits,
     handle: BaseConsumer<MemberContext>,
     pulse: Arc<Pulse>,
-    is_static: bool,
     max_idle: Duration,
     topics: Vec<Topic>,
     idle: bool,
@@ -191,10 +189,8 @@ impl Turn {
     fn leave(self) {
         // What is held in a revocation must be let go, or the handle never closes.
         self.let_go();
-        if !self.is_static {
-            self.handle.unsubscribe();
-        }
-        // Dropping it serves the last revocation, leaves the group and blocks for about 100 ms: hence here.
+        // Dropping it serves the last revocation, leaves the group (unless the member is a static one) and blocks for about
+        // 100 ms: hence here.
         drop(self.commits);
         drop(self.handle);
     }

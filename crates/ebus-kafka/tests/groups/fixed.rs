@@ -21,7 +21,11 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Clean leave and return within the session: the other member is not disturbed, and nothing runs again.
 async fn d02_a_static_member_restarts(url: String, protocol: GroupProtocol) -> Tested {
-    let named = |name: &'static str| move |config: ebus_kafka::KafkaConfig| config.with_instance_id(name);
+    // Longer than the other takes to hear that somebody has left.
+    const AWAY: Duration = Duration::from_secs(8);
+    let named = |name: &'static str| {
+        move |config: ebus_kafka::KafkaConfig| config.with_instance_id(name).with_session_timeout(4 * AWAY)
+    };
     let (first, second) =
         (connect_with(&url, protocol, named("a")).await?, connect_with(&url, protocol, named("b")).await?);
     let topic = fresh("static")?;
@@ -45,7 +49,8 @@ async fn d02_a_static_member_restarts(url: String, protocol: GroupProtocol) -> T
     let finished = one.finish(|_| true);
     assert!(finished > 0);
     one.close().await?;
-    go_on([&mut two], Duration::from_secs(1)).await;
+    go_on([&mut two], AWAY).await;
+    assert_eq!(two.partitions(), kept, "what the first had was given to the other: {two:#?}");
     let again = connect_with(&url, protocol, named("a")).await?;
     let mut one = Raw::join(&again, options(&topic)?).await?;
     until("it has its partitions again", [&mut one, &mut two], |[one, _]| one.owned.len() == 2).await?;

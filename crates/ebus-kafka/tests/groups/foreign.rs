@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
-use crate::by_hand::commit_by_hand;
+use crate::log_faults::by_hand::commit_by_hand;
 use crate::raw::{Raw, Tested, block, fresh, go_on, publish, until};
 use crate::{connect, options};
 

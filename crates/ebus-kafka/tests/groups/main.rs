@@ -8,8 +8,8 @@ use ebus_kafka::{GroupProtocol, KafkaBackend, KafkaConfig};
 use ebus_testkit::brokers::{KafkaConfig as Broker, Need, Server, launch_kafka, private_trial, shared_trial};
 use libtest_mimic::Trial;
 
-#[path = "../support/by_hand.rs"]
-mod by_hand;
+#[path = "../support/log_faults.rs"]
+mod log_faults;
 #[path = "../support/raw.rs"]
 mod raw;
 
@@ -47,10 +47,11 @@ pub(crate) fn options(topic: &Topic) -> Tested<SourceOptions> {
     Ok(SourceOptions::new(group, vec![topic.clone()]).with_commit_interval(Duration::from_millis(50)))
 }
 
-/// A broker of its own, whose sessions are as short with both protocols.
+/// A broker of its own, whose sessions are as short with both protocols, and a way to it that can be cut.
 pub(crate) fn short_sessions() -> Broker {
     let millis = SESSION.as_millis().to_string();
     Broker::default()
+        .with_links(1)
         .with_property("group.consumer.session.timeout.ms", millis)
         .with_property("group.consumer.heartbeat.interval.ms", "1000")
 }

@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 #[path = "by_hand.rs"]
-mod by_hand;
+pub(crate) mod by_hand;
 
 /// How long one fault may take.
 const WITHIN: Duration = Duration::from_secs(20);
