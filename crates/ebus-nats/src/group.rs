@@ -331,6 +331,30 @@ pub(crate) fn fenced(topic: &Topic, partition: u32, by: &str) -> Error {
         .with_context("owner", by)
 }
 
+/// What the stream gave up before the group had read it (G8). Of several partitions that share their offsets nobody can tell whose
+/// messages those were: it is said to the log alone.
+fn unread(stream: &TopicStream, position: &Position) -> Option<String> {
+    let mut next = position.watermark.0;
+    for &(from, to) in position.finished.runs() {
+        if from > next {
+            break;
+        }
+        next = next.max(to);
+    }
+    if next >= stream.first {
+        return None;
+    }
+    let message = format!(
+        "the messages from {next} to {} were removed from the stream before the group had read them; it goes on with what is left",
+        stream.first - 1
+    );
+    if stream.partitions == 1 {
+        return Some(message);
+    }
+    tracing::info!(topic = %stream.topic, "if any of them were of this partition: {message}");
+    None
+}
+
 /// Where the next owner goes on, and what had to be put right.
 fn resume(stream: &TopicStream, partition: u32, seen: &Seen) -> (Epoch, Position, Option<Error>) {
     let first = Position::at(NextOffset(stream.first));
@@ -364,8 +388,12 @@ fn resume(stream: &TopicStream, partition: u32, seen: &Seen) -> (Epoch, Position
         return (epoch, first, trouble(ErrorKind::NotFound, message));
     }
     let (position, why) = record.position(stream.mark);
-    let trouble = why.and_then(|why| {
-        trouble(ErrorKind::Decode, format!("{why}; what finished above the watermark is repeated"))
-    });
+    let unread = || unread(stream, &position).and_then(|message| trouble(ErrorKind::NotFound, message));
+    let trouble = match why {
+        Some(why) => {
+            trouble(ErrorKind::Decode, format!("{why}; what finished above the watermark is repeated"))
+        }
+        None => unread(),
+    };
     (epoch, position, trouble)
 }
