@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{Backend, Error, ErrorKind, Group, NextOffset, PartitionId, Topic};
-use ebus_memory::{MemberId, MemoryBroker, MemoryConfig};
+use ebus_memory::{MemoryBroker, MemoryConfig};
 use ebus_testkit::conformance::{self, Faults, Harness, LogFaults, OwnBroker, Setup, TopicPolicy};
 
 struct Memory(MemoryBroker);
@@ -110,47 +110,13 @@ impl OwnBroker for OneBroker {
 
 struct MemoryFaults(ebus_memory::Faults);
 
-impl MemoryFaults {
-    fn member(&self, group: &Group, number: usize) -> Result<MemberId, Error> {
-        let there = self.0.members(group).get(number).copied();
-        there
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no member {number} of {group}")))
-    }
-}
-
+#[async_trait]
 impl Faults for MemoryFaults {
-    fn members(&self, group: &Group) -> usize {
-        self.0.members(group).len()
-    }
-
-    fn owners(&self, group: &Group) -> Vec<(PartitionId, usize)> {
-        let members = self.0.members(group);
-        let number = |member: MemberId| members.iter().position(|one| *one == member);
-        let owners = self.0.owners(group).into_iter();
-        owners.filter_map(|(partition, member)| Some((partition, number(member)?))).collect()
-    }
-
-    fn revoke(&self, group: &Group, partition: &PartitionId) -> Result<(), Error> {
-        self.0.revoke(group, partition)
-    }
-
-    fn revoke_to(&self, group: &Group, partition: &PartitionId, to: usize) -> Result<(), Error> {
-        self.0.revoke_to(group, partition, self.member(group, to)?)
-    }
-
-    fn lose(&self, group: &Group, partition: &PartitionId) -> Result<(), Error> {
+    async fn lose(&self, group: &Group, partition: &PartitionId) -> Result<(), Error> {
         self.0.lose(group, partition)
     }
 
-    fn lose_to(&self, group: &Group, partition: &PartitionId, to: usize) -> Result<(), Error> {
-        self.0.lose_to(group, partition, self.member(group, to)?)
-    }
-
-    fn crash(&self, group: &Group, member: usize) -> Result<(), Error> {
-        self.0.crash(group, self.member(group, member)?)
-    }
-
-    fn commits_fail(&self, group: &Group, fail: bool) -> Result<(), Error> {
+    async fn commits_fail(&self, group: &Group, fail: bool) -> Result<(), Error> {
         self.0.commits_fail(group, fail)
     }
 }

@@ -7,8 +7,15 @@ use async_trait::async_trait;
 use ebus_core::{Backend, Error, ErrorKind};
 use ebus_nats::{MissingTopic, NatsBackend, NatsConfig};
 use ebus_testkit::brokers::{self, Home, Need, launch_nats};
-use ebus_testkit::conformance::{self, Harness, Link, OwnBroker, OwnServer, Setup, TopicPolicy};
+use ebus_testkit::conformance::{
+    self, Faults, Harness, Link, LogFaults, OwnBroker, OwnServer, Setup, TopicPolicy,
+};
 use ebus_testkit::proxy::Line;
+
+#[path = "support/faults.rs"]
+mod faults;
+
+use faults::NatsFaults;
 
 struct Nats {
     url: String,
@@ -21,6 +28,10 @@ impl Nats {
         change: impl FnOnce(NatsConfig) -> NatsConfig,
     ) -> Result<Arc<dyn Backend>, Error> {
         Ok(Arc::new(NatsBackend::connect(change(NatsConfig::from_url(url)?)).await?))
+    }
+
+    fn made(&self) -> Arc<NatsFaults> {
+        Arc::new(NatsFaults::new(&self.url, NatsConfig::new([&self.url]).bucket))
     }
 }
 
@@ -57,6 +68,18 @@ impl Harness for Nats {
             Line::to(nodes).map_err(|why| Error::new(ErrorKind::Unexpected, "no proxy").with_source(why))?;
         let backend = self.backend(&line.url("nats"), |config| config).await?;
         Ok(Some((backend, Arc::new(line))))
+    }
+
+    fn faults(&self) -> Option<Arc<dyn Faults>> {
+        Some(self.made())
+    }
+
+    fn log_faults(&self) -> Option<Arc<dyn LogFaults>> {
+        Some(self.made())
+    }
+
+    fn lacks(&self, case: &str) -> Option<String> {
+        faults::lacks(case)
     }
 
     async fn own_broker(&self, nodes: usize) -> Result<Option<Arc<dyn OwnBroker>>, Error> {

@@ -1,59 +1,29 @@
 //! Faults that a broker makes on request: what no network trouble brings about at a chosen moment.
 //!
-//! A broker in this process can revoke a partition at will, or lose one without a word; a real one cannot be told to. A case that
-//! needs such a fault is shown as ignored where there is none.
+//! A broker in this process can lose a partition without a word, or refuse commits; a real one cannot be told to, or only by
+//! writing into its state. A case that needs a fault which there is not is shown as ignored: by [`None`], or by
+//! [`Harness::lacks`](super::Harness::lacks).
 
 use async_trait::async_trait;
 use ebus_core::{Error, Group, NextOffset, PartitionId, Topic};
 
 /// Faults of ownership, on request.
 ///
-/// Members of a group are counted from 0 in the order in which they joined, those that live.
-///
 /// # Errors
-/// Every method gives `NotFound` for a group, partition or member that is not there, or a partition that nobody owns.
+/// Every method gives `NotFound` for a group or partition that is not there, or a partition that nobody owns.
+#[async_trait]
 pub trait Faults: Send + Sync {
-    /// How many members a group has.
-    fn members(&self, group: &Group) -> usize;
-
-    /// Who owns which partition of a group's topics.
-    fn owners(&self, group: &Group) -> Vec<(PartitionId, usize)>;
-
-    /// Has a partition given up with notice, and handed straight back to the same member once it is released.
+    /// Takes a partition away without notice, as when a session timed out; the same member may have it again.
     ///
     /// # Errors
     /// Those of the trait.
-    fn revoke(&self, group: &Group, partition: &PartitionId) -> Result<(), Error>;
-
-    /// Has a partition given up with notice, and handed to `to`.
-    ///
-    /// # Errors
-    /// Those of the trait.
-    fn revoke_to(&self, group: &Group, partition: &PartitionId, to: usize) -> Result<(), Error>;
-
-    /// Takes a partition away without notice, as when a session timed out, and gives it to the same member again.
-    ///
-    /// # Errors
-    /// Those of the trait.
-    fn lose(&self, group: &Group, partition: &PartitionId) -> Result<(), Error>;
-
-    /// Takes a partition away without notice, and gives it to `to`, which may begin before its former owner has learnt of it.
-    ///
-    /// # Errors
-    /// Those of the trait.
-    fn lose_to(&self, group: &Group, partition: &PartitionId, to: usize) -> Result<(), Error>;
-
-    /// Ends a member without its doing.
-    ///
-    /// # Errors
-    /// Those of the trait.
-    fn crash(&self, group: &Group, member: usize) -> Result<(), Error>;
+    async fn lose(&self, group: &Group, partition: &PartitionId) -> Result<(), Error>;
 
     /// Whether commits of a group are refused with `Unavailable`.
     ///
     /// # Errors
     /// Those of the trait.
-    fn commits_fail(&self, group: &Group, fail: bool) -> Result<(), Error>;
+    async fn commits_fail(&self, group: &Group, fail: bool) -> Result<(), Error>;
 }
 
 /// Faults of what is stored, on request: of a log, and of what a group has committed about it.

@@ -77,14 +77,14 @@ pub(super) async fn d07_a_commit_fails_at_a_hand_over(ctx: &Ctx) -> Checked {
         .start()
         .await?;
     ctx.until_handled(KEYS * 5).await?;
-    ctx.faults().commits_fail(&group, true)?;
+    ctx.faults().commits_fail(&group, true).await?;
     let second = ctx.member("second", &group, &[&topic]).start().await?;
     second.until_it_owns(1).await?;
     let released = until_recorded(ctx, Kind::Released, first.name()).await?;
     assert_eq!(released.outcome, Some(Ended::Refused), "the last commit was accepted");
     ctx.publish(&topic, &names, 6..=6).await?;
     ctx.until_handled(KEYS * 6).await?;
-    ctx.faults().commits_fail(&group, false)?;
+    ctx.faults().commits_fail(&group, false).await?;
     assert!(first.state().await.ended.is_none() && first.owns().await > 0, "the first has gone");
     ctx.publish(&topic, &names, 7..=7).await?;
     ctx.until_handled(KEYS * 7).await?;
@@ -123,7 +123,7 @@ pub(super) async fn d08_lost_without_notice(ctx: &Ctx) -> Checked {
         Ok((ctx.log.acked() == KEYS && member.state().await.in_flight == KEYS).then_some(()))
     })
     .await?;
-    ctx.faults().lose(&group, &PartitionId::new(topic.clone(), 0))?;
+    ctx.faults().lose(&group, &PartitionId::new(topic.clone(), 0)).await?;
     let lost = until_recorded(ctx, Kind::Lost, member.name()).await?;
     let cancelled = || {
         let events = ctx.history.events();
