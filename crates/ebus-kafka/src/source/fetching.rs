@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use ebus_core::{
-    Error, ErrorKind, Inbound, LogMark, Message, Owned, Ownership, PartitionInfo, SourceEvent, Topic,
+    Error, ErrorKind, Full, Inbound, LogMark, Message, Owned, Ownership, PartitionInfo, SourceEvent, Topic,
 };
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
-use super::{AGAIN, CHUNK, Found, KafkaSource, MARKS, Part, Phase};
+use super::{AGAIN, CHUNK, Found, KafkaSource, MARKS, Part, Phase, TELL};
 use crate::convert::slab_len;
 use crate::error::{from_code, from_kafka};
 use crate::member::{Place, names};
@@ -85,6 +85,9 @@ impl KafkaSource {
         while handed < most {
             let Some((offset, _)) = part.held.front() else { break };
             if !self.ownership.has_room(part.owned, *offset) {
+                if self.ownership.full(part.owned, *offset) == Some(Full::Text) {
+                    self.out.extend(part.text_is_full());
+                }
                 return (handed, false);
             }
             let Some((offset, message)) = part.held.pop_front() else { break };
@@ -187,6 +190,26 @@ impl KafkaSource {
         if let Err(error) = self.fetch_from(&place, range.earliest.max(read_to.0)) {
             self.ended = Some(error);
         }
+    }
+}
+
+impl Part {
+    /// That it is not read because its position is full, though its span is not. Not more often than that is of use: it may come
+    /// and go many times a second.
+    fn text_is_full(&mut self) -> Option<SourceEvent> {
+        let now = Instant::now();
+        if self.full_told.is_some_and(|told| now < told + TELL) {
+            return None;
+        }
+        self.full_told = Some(now);
+        let error = Error::new(
+            ErrorKind::Overloaded,
+            "the partition is not read on before its oldest message is finished: its offsets have gaps, and what is finished \
+            above that message would not fit into the text that is committed",
+        )
+        .with_operation("consume")
+        .with_context("partition", &self.id);
+        Some(SourceEvent::Trouble(error))
     }
 }
 

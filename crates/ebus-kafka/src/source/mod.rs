@@ -44,6 +44,8 @@ const WAITS: u32 = 40;
 const SERVE: Duration = Duration::from_millis(200);
 /// How often to see whether a topic was made anew under its name, which nothing else tells while its log is long enough.
 const MARKS: Duration = Duration::from_secs(10);
+/// How often it is said of a partition that its position is full.
+const TELL: Duration = Duration::from_secs(60);
 
 mod commits;
 mod fetching;
@@ -80,6 +82,8 @@ struct Part {
     paused: bool,
     /// Read and not handed on: the span was full. Bounded by a chunk.
     held: VecDeque<(u64, Message)>,
+    /// When it was last said that the text of its position is full.
+    full_told: Option<Instant>,
     /// A look-up of the log's range is under way, because an offset was out of it.
     resetting: bool,
     probed: Instant,
@@ -431,13 +435,4 @@ impl Drop for KafkaSource {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_and_partitions_are_the_same() {
-        let id = PartitionId::new(Topic::new("orders").expect("legal"), 3);
-        assert_eq!(partition_id(&place(&id)), Some(id));
-        assert_eq!(partition_id(&("orders".into(), -1)), None);
-    }
-}
+mod tests;

@@ -126,6 +126,7 @@ impl KafkaSource {
             told: false,
             paused: false,
             held: VecDeque::new(),
+            full_told: None,
             resetting: false,
             probed: Instant::now(),
             starts,

@@ -17,6 +17,7 @@ mod begin;
 mod child;
 mod fixed;
 mod foreign;
+mod full;
 mod hand_over;
 mod session;
 
@@ -89,7 +90,13 @@ fn main() {
     }
     let mut arguments = libtest_mimic::Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(3));
-    let trials =
-        [begin::trials(), fixed::trials(), foreign::trials(), hand_over::trials(), session::trials()];
+    let trials = [
+        begin::trials(),
+        fixed::trials(),
+        foreign::trials(),
+        full::trials(),
+        hand_over::trials(),
+        session::trials(),
+    ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
 }
