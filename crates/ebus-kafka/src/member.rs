@@ -180,7 +180,7 @@ impl Turn {
             if let Some(Err(error)) = self.handle.poll(TURN) {
                 self.polled(error);
             }
-            while let Some(answer) = self.commits.poll() {
+            while let Some(answer) = self.commits.poll(Duration::ZERO) {
                 self.say(MemberEvent::Committed(answer));
             }
         }

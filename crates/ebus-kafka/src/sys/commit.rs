@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
@@ -52,11 +53,12 @@ impl Commits {
         }
     }
 
-    /// The next answer, if it is there. Does not wait.
-    pub(crate) fn poll(&self) -> Option<Answer> {
+    /// The next answer, if it is there or comes within this time; zero does not wait.
+    pub(crate) fn poll(&self, within: Duration) -> Option<Answer> {
+        let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is live; the event is owned here and destroyed below, after all that is read through it.
         unsafe {
-            let event = NonNull::new(rd::rd_kafka_queue_poll(self.queue.as_ptr(), 0))?;
+            let event = NonNull::new(rd::rd_kafka_queue_poll(self.queue.as_ptr(), millis))?;
             let answer = if rd::rd_kafka_event_type(event.as_ptr()) == rd::RD_KAFKA_EVENT_OFFSET_COMMIT {
                 Some(read(event))
             } else {

@@ -5,7 +5,7 @@
 //! every later one, and what timed out fires later into freed memory: the process ends by an assertion. And a coordinator that
 //! has moved crashes a handle without a group. A handle's own group looks for its coordinator again by itself.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::commit::Commits;
 use crate::error::{from_code, from_kafka, invalid};
@@ -79,9 +79,6 @@ pub(crate) fn committed<C: ConsumerContext>(
     Ok(found)
 }
 
-/// How often an answer is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
-
 /// Commits offsets for the group of this handle, when it has no members; blocks. A group with members refuses: `Fenced` or
 /// `Unexpected`.
 pub(crate) fn commit<C: ConsumerContext>(
@@ -103,15 +100,9 @@ pub(crate) fn commit<C: ConsumerContext>(
         Error::new(ErrorKind::Unexpected, "librdkafka gives no queue").with_operation(OPERATION)
     })?;
     commits.send(handle, &list).map_err(failed)?;
-    let end = Instant::now() + timeout;
-    loop {
-        match commits.poll() {
-            Some(Ok(each)) => {
-                return each.into_values().flatten().next().map_or(Ok(()), |code| Err(failed(code)));
-            }
-            Some(Err(code)) => return Err(failed(code)),
-            None if Instant::now() >= end => return Err(failed(RDKafkaErrorCode::OperationTimedOut)),
-            None => std::thread::sleep(LOOK_EVERY),
-        }
+    match commits.poll(timeout) {
+        Some(Ok(each)) => each.into_values().flatten().next().map_or(Ok(()), |code| Err(failed(code))),
+        Some(Err(code)) => Err(failed(code)),
+        None => Err(failed(RDKafkaErrorCode::OperationTimedOut)),
     }
 }
