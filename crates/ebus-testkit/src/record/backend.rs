@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Backend, Capability, Committed, Error, Group, Publisher, ReadRange, Reader, Source, SourceOptions, Topic,
-    TopicInfo, TopicSpec,
+    Backend, Capability, Committed, Error, Group, Parking, Publisher, ReadRange, Reader, Source,
+    SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 
 use super::{RecordedPublisher, RecordedSource, VersionOf, version_from_header};
@@ -105,6 +105,10 @@ impl<B: Backend + ?Sized> Backend for Recorded<B> {
             self.history.record(event);
         }
         Ok(committed)
+    }
+
+    async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.inner.parking(group).await
     }
 
     async fn close(&self, within: Duration) -> Result<(), Error> {
