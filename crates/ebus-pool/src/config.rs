@@ -1,10 +1,26 @@
 //! What a pool may use, and what it does with failures.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Group, Publisher, Topic};
+use ebus_core::{Backend, Error, ErrorKind, Group, Parking, Publisher, Topic};
 
 use crate::RetryPolicy;
+
+/// Where parked keys are kept, and where their dead letters are read.
+#[derive(Clone)]
+pub(crate) struct ParkedConfig {
+    pub(crate) store: Arc<dyn Parking>,
+    pub(crate) letters: Arc<dyn Backend>,
+    pub(crate) most: usize,
+}
+
+impl fmt::Debug for ParkedConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ParkedConfig").field("most", &self.most).finish_non_exhaustive()
+    }
+}
 
 /// Settings of a [`Pool`](crate::Pool).
 #[derive(Debug, Clone)]
@@ -17,6 +33,7 @@ pub struct PoolConfig {
     pub(crate) budget_bytes: usize,
     pub(crate) retry: RetryPolicy,
     pub(crate) dead_letter: Option<(Topic, Publisher)>,
+    pub(crate) parked: Option<ParkedConfig>,
     pub(crate) drop_rejected: bool,
     pub(crate) stuck_after: Duration,
 }
@@ -33,6 +50,7 @@ impl PoolConfig {
             budget_bytes: 64 << 20,
             retry: RetryPolicy::default(),
             dead_letter: None,
+            parked: None,
             drop_rejected: false,
             stuck_after: Duration::from_secs(10),
         }
@@ -80,6 +98,22 @@ impl PoolConfig {
         self
     }
 
+    /// Parks the key of a dead letter: its later messages follow into the dead-letter topic, in order, until it is
+    /// [redriven](crate::redrive). `store` keeps which keys are parked, at most `most` in a partition; `letters` reads the dead
+    /// letters back.
+    ///
+    /// When there is no place for one key more, its message is retried as if there were no dead-letter topic, and is listed as
+    /// stuck. A message without a key parks nothing.
+    pub fn with_parked_keys(
+        mut self,
+        store: Arc<dyn Parking>,
+        letters: Arc<dyn Backend>,
+        most: usize,
+    ) -> Self {
+        self.parked = Some(ParkedConfig { store, letters, most });
+        self
+    }
+
     /// Drops rejected messages, and those whose attempts are used up, instead of keeping them: each is logged and counted.
     pub fn with_drop_rejected(mut self) -> Self {
         self.drop_rejected = true;
@@ -115,6 +149,18 @@ impl PoolConfig {
                 "{limit} needs a place for messages that are given up; name a dead-letter topic, or ask for them to be \
                  dropped"
             ));
+        }
+        if let Some(parked) = &self.parked {
+            if parked.most == 0 {
+                problems.push("the most parked keys is 0; give at least 1".into());
+            }
+            if self.drop_rejected {
+                problems.push(
+                    "parked keys and drop_rejected exclude each other: what is dropped has no order".into(),
+                );
+            } else if self.dead_letter.is_none() {
+                problems.push("parked keys need a dead-letter topic; name one".into());
+            }
         }
         if self.dead_letter.is_some() && self.drop_rejected {
             problems.push("a dead-letter topic and drop_rejected exclude each other; take one".into());

@@ -10,11 +10,14 @@
 //! the topics that are consumed (Kafka: `max.message.bytes` of that topic; NATS: `max_msg_size` of the stream, with a
 //! `max_payload` of the server above that of the consumed streams), and it goes on by itself.
 
-use ebus_core::{Error, Group, Message, PartitionId, Publish, Timestamp, Topic};
+use ebus_core::{Error, ErrorKind, Group, Message, PartitionId, Publish, Timestamp, Topic};
+
+use crate::parked::ParkedKey;
 
 /// `group/topic/partition/offset`: the same for every copy of the same dead letter.
 pub const ID: &str = "ebus-dlq-id";
-/// `rejected` by the handler or by the retry policy, `attempts` used up, or too much time `elapsed`.
+/// `rejected` by the handler or by the retry policy, `attempts` used up, too much time `elapsed`, or `parked`: it never ran, because
+/// an earlier message of its key is a dead letter.
 pub const REASON: &str = "ebus-dlq-reason";
 /// The last error with all its sources.
 pub const ERROR: &str = "ebus-dlq-error";
@@ -26,11 +29,11 @@ pub const TOPIC: &str = "ebus-dlq-topic";
 pub const PARTITION: &str = "ebus-dlq-partition";
 /// Its offset there.
 pub const OFFSET: &str = "ebus-dlq-offset";
-/// How often it ran.
+/// How often it ran; 0 of one that was parked.
 pub const ATTEMPTS: &str = "ebus-dlq-attempts";
-/// When it first failed, in milliseconds since 1970-01-01 UTC.
+/// When it first failed, in milliseconds since 1970-01-01 UTC; not there when it never ran.
 pub const FIRST_FAILED_MS: &str = "ebus-dlq-first-failed-ms";
-/// When it last failed, in milliseconds since 1970-01-01 UTC.
+/// When it last failed, in milliseconds since 1970-01-01 UTC; not there when it never ran.
 pub const LAST_FAILED_MS: &str = "ebus-dlq-last-failed-ms";
 /// Present when the error text was cut.
 pub const CUT: &str = "ebus-dlq-cut";
@@ -52,6 +55,18 @@ pub(crate) struct Obituary {
     pub(crate) attempts: u32,
     pub(crate) first_failed: Timestamp,
     pub(crate) last_failed: Timestamp,
+}
+
+impl Obituary {
+    /// Of a message that never ran, because its key is parked.
+    pub(crate) fn parked(parked: &ParkedKey) -> Self {
+        let message = format!(
+            "its key is parked since the message at offset {} became a dead letter: {}",
+            parked.offset, parked.error
+        );
+        let error = Error::new(ErrorKind::Handler, message);
+        Self { reason: "parked", error, attempts: 0, first_failed: parked.since, last_failed: parked.since }
+    }
 }
 
 /// Where the message came from.
@@ -84,8 +99,10 @@ pub(crate) fn letter(to: &Topic, origin: &Origin, message: &Message, why: &Obitu
     add(PARTITION, origin.partition.partition.to_string());
     add(OFFSET, origin.offset.to_string());
     add(ATTEMPTS, why.attempts.to_string());
-    add(FIRST_FAILED_MS, why.first_failed.as_millis().to_string());
-    add(LAST_FAILED_MS, why.last_failed.as_millis().to_string());
+    if why.attempts > 0 {
+        add(FIRST_FAILED_MS, why.first_failed.as_millis().to_string());
+        add(LAST_FAILED_MS, why.last_failed.as_millis().to_string());
+    }
     let room = if short { SHORT_ERROR_BYTES } else { MAX_ADDED_BYTES - added - ERROR.len() - CUT.len() - 4 };
     let text = why.error.chain();
     let kept = floor_char_boundary(&text, room);
@@ -97,7 +114,7 @@ pub(crate) fn letter(to: &Topic, origin: &Origin, message: &Message, why: &Obitu
     Publish::new(to.clone(), letter).with_id(id)
 }
 
-fn floor_char_boundary(text: &str, most: usize) -> usize {
+pub(crate) fn floor_char_boundary(text: &str, most: usize) -> usize {
     if text.len() <= most {
         return text.len();
     }
@@ -106,8 +123,6 @@ fn floor_char_boundary(text: &str, most: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use ebus_core::ErrorKind;
-
     use super::*;
 
     fn obituary(error: String) -> Obituary {

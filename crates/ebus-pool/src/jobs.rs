@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use ebus_core::{Lease, Message, Owned, PartitionId, Settlement, Token, Topic};
+use ebus_core::{Key, Lease, Message, Owned, PartitionId, Settlement, Token, Topic};
 use tokio::sync::oneshot;
 
+use crate::parked::{KeeperHandle, ParkedKey};
 use crate::runner::Runner;
 use crate::state::Stuck;
 
@@ -21,7 +22,7 @@ pub(crate) struct Job {
 /// backlog (G3). What was sent before a job is seen before it; an end may overtake jobs, which are dropped then.
 pub(crate) enum ToShard {
     /// An ownership begins; its jobs follow.
-    Begin { owned: Owned, partition: Arc<PartitionId>, lease: Lease },
+    Begin { owned: Owned, partition: Arc<PartitionId>, lease: Lease, parked: Option<ParkedHere> },
     /// These ownerships end: start nothing of them, drop what is queued or waits, let runs end. Answered by `Ended` for each.
     End(Vec<Owned>),
     /// These ownerships end now: drop their runs too. Answered by `Ended` for each that has not been answered yet.
@@ -30,8 +31,31 @@ pub(crate) enum ToShard {
     Handler { topic: Topic, runner: Box<dyn Runner> },
     /// This topic is given up: drop its handler once nothing of it is owned.
     GiveUp(Topic),
+    /// A parked key is redriven: hold its messages, and say when no dead letter of it is on its way any more.
+    Hold { owned: Owned, key: Key, held: oneshot::Sender<()> },
+    /// Run this dead letter of a key that is held, and say whether it was handled (true) or given up.
+    Redrive { owned: Owned, letter: Letter, done: oneshot::Sender<bool> },
+    /// The redrive has ended. With an offset the key is free, and what is below is done; without, it is parked as before.
+    Unhold { owned: Owned, key: Key, below: Option<u64> },
     /// What is running or failing longer than it should.
     Report(oneshot::Sender<ShardReport>),
+}
+
+/// What a shard knows of parked keys when an ownership begins: those whose lanes are here.
+#[derive(Debug)]
+pub(crate) struct ParkedHere {
+    pub(crate) keeper: KeeperHandle,
+    pub(crate) keys: Vec<ParkedKey>,
+}
+
+/// A dead letter to be run.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    /// Where the message was.
+    pub(crate) offset: u64,
+    /// Where its letter is in its partition of the dead-letter topic.
+    pub(crate) place: u64,
+    pub(crate) message: Message,
 }
 
 /// From a shard to the driver.

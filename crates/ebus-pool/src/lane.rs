@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use ebus_core::{Error, Timestamp};
+use tokio::sync::oneshot;
 use tokio_util::time::delay_queue;
 
 use crate::jobs::Job;
@@ -22,6 +23,18 @@ pub(crate) struct Lane {
     /// What comes after the head.
     pub(crate) queue: VecDeque<Job>,
     pub(crate) phase: Phase,
+    /// Its head is a dead letter that is redriven: it came from no source, and is settled with none.
+    pub(crate) redrive: Option<Box<Redrive>>,
+}
+
+/// A dead letter that is redriven.
+pub(crate) struct Redrive {
+    /// Where its letter is.
+    pub(crate) place: u64,
+    /// Answered true when it was handled, false when it was given up.
+    pub(crate) done: Option<oneshot::Sender<bool>>,
+    /// What is being written down of it.
+    pub(crate) handled: bool,
 }
 
 /// The message that a lane is at.
@@ -54,6 +67,10 @@ pub(crate) enum Phase {
     Waiting { timer: delay_queue::Key, until: Instant, lease_over: bool },
     /// Its dead letter is being published.
     DeadLetter { since: Instant },
+    /// Its key is being redriven.
+    Held,
+    /// It is a dead letter that was redriven, and that is being written down.
+    Keeping { since: Instant },
 }
 
 impl Head {

@@ -22,6 +22,7 @@ mod handlers;
 mod jobs;
 mod lane;
 mod pace;
+pub mod parked;
 mod pool;
 mod retry;
 mod route;
@@ -35,6 +36,7 @@ mod state;
 
 pub use config::PoolConfig;
 pub use handlers::Handlers;
+pub use parked::{ParkedKey, parked_keys, redrive};
 pub use pool::Pool;
 pub use retry::{AfterFailure, RetryPolicy};
 pub use state::{Counters, Doing, DrainReport, Left, PartitionState, PoolState, Stuck};

@@ -9,10 +9,14 @@ use std::task::{Context, Poll};
 use ebus_core::{BoxError, Delivery, Error, ErrorKind, Handler, Outcome};
 use pin_project_lite::pin_project;
 
+use crate::parked::ParkedKey;
+
 /// How a run ended.
 pub(crate) enum Ended {
     Outcome(Outcome),
     Panicked(Error),
+    /// Its dead letter has its receipt, and its key is kept as parked.
+    Parked(Box<ParkedKey>),
 }
 
 impl Ended {

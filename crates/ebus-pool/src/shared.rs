@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Lease, Message, Outcome};
+use ebus_core::{Error, ErrorKind, Lease, Message, Receipt, Topic};
 use futures_util::FutureExt;
 
 use crate::config::PoolConfig;
 use crate::dead_letter::{Obituary, Origin, letter};
 use crate::lane::now;
 use crate::retry::RetryPolicy;
-use crate::runner::Ended;
 use crate::slots::Slots;
 use crate::state::AtomicCounters;
 
@@ -83,14 +82,16 @@ impl Shared {
     /// publisher of its own, since one that panicked may be no good any more; what panics in an attempt is its failure. Past the
     /// lease no attempt starts: the next owner may have handled the message by then (G3).
     pub(crate) async fn publish_dead_letter(
-        self: Arc<Self>,
-        origin: Origin,
-        message: Message,
-        why: Obituary,
+        &self,
+        topic: &Topic,
+        origin: &Origin,
+        message: &Message,
+        why: &Obituary,
         lease: Lease,
-    ) -> Ended {
-        let Some((topic, publisher)) = &self.config.dead_letter else {
-            return Ended::Outcome(Outcome::Reject { error: why.error });
+    ) -> Receipt {
+        let Some((_, publisher)) = &self.config.dead_letter else {
+            debug_assert!(false, "nothing is given up without a place for it");
+            return std::future::pending().await;
         };
         let mut waiting = Waiting { errors: &self.dead_letter_errors, at: None };
         let mut short = false;
@@ -101,10 +102,10 @@ impl Shared {
             }
             let publish = async {
                 let mut publisher = publisher.clone();
-                publisher.publish(letter(topic, &origin, &message, &why, short)).await
+                publisher.publish(letter(topic, origin, message, why, short)).await
             };
             let error = match AssertUnwindSafe(publish).catch_unwind().await {
-                Ok(Ok(_receipt)) => return Ended::Outcome(Outcome::Ack),
+                Ok(Ok(receipt)) => return receipt,
                 Ok(Err(error)) => error,
                 Err(_) => Error::new(ErrorKind::Unexpected, "the publisher of dead letters panicked"),
             };

@@ -46,7 +46,10 @@ pub struct PartitionState {
     pub held_messages: usize,
     /// Their bytes.
     pub held_bytes: usize,
-    /// It is not read at present, by the user's wish or because it holds more than its share.
+    /// Its keys that are parked, or are about to be.
+    pub parked_keys: usize,
+    /// It is not read at present: by the user's wish, because it holds more than its share, or because its parked keys are not
+    /// read yet.
     pub paused: bool,
     /// It is being given up.
     pub ending: bool,
@@ -88,8 +91,10 @@ pub enum Doing {
     NotStarted,
     /// The lease of its partition is over: nothing starts before it is renewed or the partition is lost.
     LeaseOver,
-    /// Its dead letter is being published.
+    /// Its dead letter is being published; or what was done of a parked key is being written down.
     DeadLetter,
+    /// Its key is being redriven: it waits for the dead letters before it.
+    Held,
 }
 
 /// What happened since the start of the pool.
@@ -104,6 +109,10 @@ pub struct Counters {
     pub panics: u64,
     /// Messages whose dead letter has its receipt.
     pub dead_letters: u64,
+    /// Of these, messages that never ran because their key was parked.
+    pub parked: u64,
+    /// Dead letters of parked keys that were redriven to success.
+    pub redriven: u64,
     /// Messages dropped because the user asked for it.
     pub dropped: u64,
     /// Runs cancelled at a hand-over or a loss.
@@ -118,6 +127,8 @@ pub(crate) struct AtomicCounters {
     pub(crate) retries: AtomicU64,
     pub(crate) panics: AtomicU64,
     pub(crate) dead_letters: AtomicU64,
+    pub(crate) parked: AtomicU64,
+    pub(crate) redriven: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) stale: AtomicU64,
@@ -130,6 +141,8 @@ impl AtomicCounters {
             retries: self.retries.load(Relaxed),
             panics: self.panics.load(Relaxed),
             dead_letters: self.dead_letters.load(Relaxed),
+            parked: self.parked.load(Relaxed),
+            redriven: self.redriven.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
             stale: self.stale.load(Relaxed),

@@ -46,6 +46,10 @@ impl Driver {
                 if then == Then::Forget {
                     self.cancel(&self.endings.of_slot(owned.slot));
                 }
+                if !self.endings.has_slot(owned.slot) {
+                    // It waits for its parked keys alone.
+                    self.begin_held_back(owned.slot);
+                }
             } else if !ending {
                 self.endings.begin(owned, shards, then, deadline);
                 begun.push(owned);
@@ -119,14 +123,19 @@ impl Driver {
         self.count_owned();
     }
 
-    /// The former ownership has ended everywhere: the next one of the partition begins.
+    /// The former ownership has ended everywhere: the next one of the partition begins, if its parked keys are known.
     pub(super) fn begin_held_back(&mut self, slot: Slot) {
         let Some(partition) = self.partitions.get_mut(slot.index()).and_then(Option::as_mut) else { return };
-        let Some(HeldBack { assigned, jobs, then }) = partition.held_back.take() else { return };
+        let Some(held_back) = partition.held_back.take() else { return };
+        let HeldBack { assigned, jobs, parked, then } = held_back;
         if let Some(then) = then {
             return self.ended(assigned.owned, then);
         }
-        self.begin(&assigned);
+        let Some(keys) = parked else {
+            partition.held_back = Some(HeldBack { assigned, jobs, parked: None, then });
+            return;
+        };
+        self.begin(&assigned, keys);
         for job in jobs {
             let shard = match job.lane {
                 Some(lane) => self.router.shard(lane),

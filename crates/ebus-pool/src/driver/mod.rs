@@ -10,13 +10,14 @@ use ebus_core::{
     Assigned, Error, ErrorKind, Inbound, Owned, PartitionId, Settlement, Source, SourceEvent, Topic,
 };
 use futures_util::FutureExt;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::endings::{Endings, Then};
 use crate::jobs::{FromShard, Job, ToShard};
+use crate::parked::{FromKeeper, ParkedKey};
 use crate::route::Router;
 use crate::runner::Runner;
 use crate::share::Budget;
@@ -25,9 +26,11 @@ use crate::state::{DrainReport, Left, PoolState};
 
 mod ending;
 mod finish;
+mod parked;
 mod state;
 
 use finish::{End, Grace};
+use parked::PartitionKeeper;
 
 /// From the handle to the driver.
 pub(crate) enum Control {
@@ -52,14 +55,18 @@ struct Partition {
     /// What the source was told.
     paused: bool,
     over_share: bool,
-    /// The ownership before this one has not ended in every shard: what it waits with.
+    /// The ownership before this one has not ended in every shard, or its parked keys are not known: what it waits with.
     held_back: Option<HeldBack>,
+    /// `None` when no keys are parked in this pool.
+    keeper: Option<PartitionKeeper>,
 }
 
-/// An ownership that begins when the one before it has ended.
+/// An ownership that begins when the one before it has ended, and its parked keys are known.
 struct HeldBack {
     assigned: Assigned,
     jobs: Vec<Job>,
+    /// `None` until they are known; it is not read meanwhile.
+    parked: Option<Vec<ParkedKey>>,
     /// It has ended before it began: what follows once the one before it has ended too. Not earlier, because a run of that one
     /// may still be in progress here.
     then: Option<Then>,
@@ -93,6 +100,10 @@ pub(crate) struct Driver {
     shards: Vec<ShardHandle>,
     /// The shards' tasks: none ends before the driver.
     tasks: JoinSet<()>,
+    /// The keepers of parked keys, one a partition.
+    keepers: JoinSet<()>,
+    to_driver: UnboundedSender<FromKeeper>,
+    from_keepers: UnboundedReceiver<FromKeeper>,
     router: Router,
     budget: Budget,
     partitions: Vec<Option<Partition>>,
@@ -123,11 +134,15 @@ impl Driver {
         report: watch::Sender<Option<DrainReport>>,
     ) -> Self {
         let config = &shared.config;
+        let (to_driver, from_keepers) = unbounded_channel();
         Self {
             router: Router::new(shards.len()),
             budget: Budget::new(config.budget_messages, config.budget_bytes),
             batches: shards.iter().map(|_| Vec::new()).collect(),
             tasks,
+            keepers: JoinSet::new(),
+            to_driver,
+            from_keepers,
             shared,
             source,
             control,
@@ -201,6 +216,10 @@ impl Driver {
                 Some(_) = self.tasks.join_next() => {
                     return End::Failed(Error::new(ErrorKind::Unexpected, "a shard of the pool has ended by a panic outside of any run; its log line says where"));
                 }
+                Some(message) = self.from_keepers.recv() => self.keeper_said(message),
+                Some(Err(ended)) = self.keepers.join_next() => if ended.is_panic() {
+                    return End::Failed(Error::new(ErrorKind::Unexpected, "the keeper of parked keys has ended by a panic; its log line says where"));
+                },
                 () = sleep_until(wake) => {
                     let due = self.endings.take_due(Instant::now());
                     self.cancel(&due);
@@ -343,25 +362,26 @@ impl Driver {
                 self.lost(&[former]);
             }
         }
-        let mut partition =
-            Partition { owned, id, seed, ending: false, paused: false, over_share: false, held_back: None };
-        if self.endings.has_slot(owned.slot) {
-            partition.held_back = Some(HeldBack { assigned, jobs: Vec::new(), then: None });
-        } else {
-            self.begin(&assigned);
-        }
+        let keeper = self.keep_parked(&assigned, seed);
+        let parked = keeper.is_none().then(Vec::new);
+        let partition = Partition {
+            owned,
+            id,
+            seed,
+            ending: false,
+            paused: false,
+            over_share: false,
+            held_back: Some(HeldBack { assigned, jobs: Vec::new(), parked, then: None }),
+            keeper,
+        };
         self.partitions[owned.slot.index()] = Some(partition);
+        if !self.endings.has_slot(owned.slot) {
+            self.begin_held_back(owned.slot);
+        }
         self.count_owned();
         if let Some(draining) = &self.draining {
             let deadline = draining.deadline;
             self.end(&[owned], Then::Drain, deadline);
-        }
-    }
-
-    fn begin(&self, assigned: &Assigned) {
-        for shard in &self.shards {
-            let partition = Arc::new(assigned.partition.clone());
-            shard.tell(ToShard::Begin { owned: assigned.owned, partition, lease: assigned.lease.clone() });
         }
     }
 
@@ -417,7 +437,8 @@ impl Driver {
             let topic = &partition.id.topic;
             let by_user =
                 self.all_paused || self.paused_topics.contains(topic) || self.given_up.contains(topic);
-            let want = partition.over_share || by_user;
+            let unknown = partition.held_back.as_ref().is_some_and(|held_back| held_back.parked.is_none());
+            let want = partition.over_share || by_user || unknown;
             if want != partition.paused {
                 partition.paused = want;
                 if want { pause.push(partition.owned) } else { resume.push(partition.owned) }

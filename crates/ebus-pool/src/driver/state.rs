@@ -24,6 +24,7 @@ impl Driver {
                 epoch: partition.owned.epoch,
                 held_messages: held.messages,
                 held_bytes: held.bytes,
+                parked_keys: partition.keeper.as_ref().map_or(0, |keeper| keeper.handle.keys()),
                 paused: partition.paused,
                 ending: partition.ending,
             }

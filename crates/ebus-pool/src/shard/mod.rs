@@ -37,6 +37,7 @@ const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
 mod begin;
 mod outcome;
+mod parked;
 mod report;
 mod tenure;
 
@@ -268,7 +269,9 @@ impl Shard {
 
     fn command(&mut self, command: ToShard) {
         match command {
-            ToShard::Begin { owned, partition, lease } => self.begin_tenure(owned, partition, lease),
+            ToShard::Begin { owned, partition, lease, parked } => {
+                self.begin_tenure(owned, partition, lease, parked);
+            }
             ToShard::End(owned) => self.end_tenures(&owned),
             ToShard::Cancel(owned) => self.cancel_tenures(&owned),
             ToShard::Handler { topic, runner } => {
@@ -281,6 +284,9 @@ impl Shard {
                 let route = self.route(&topic);
                 self.routes[route].given_up = true;
             }
+            ToShard::Hold { owned, key, held } => self.hold(owned, &key, held),
+            ToShard::Redrive { owned, letter, done } => self.redrive(owned, letter, done),
+            ToShard::Unhold { owned, key, below } => self.unhold(owned, &key, below),
             ToShard::Report(reply) => {
                 // Who asked may have stopped waiting.
                 let _ = reply.send(self.report());
@@ -309,6 +315,10 @@ impl Shard {
         };
         if let Some(lane) = job.lane.and_then(|key| self.by_key.get(&key)) {
             self.lanes[*lane].queue.push_back(job);
+            return;
+        }
+        if tenure.parked.as_ref().is_some_and(|parked| parked.concerns(&job.message)) {
+            self.queue_new_lane(job);
             return;
         }
         let route = &mut self.routes[tenure.route];
@@ -340,7 +350,7 @@ impl Shard {
     fn new_lane(&mut self, job: Job, attempts: u32, phase: Phase) -> usize {
         let key = job.lane;
         let head = Head { attempts, ..Head::new(job, self.now) };
-        let lane = self.lanes.insert(Lane { key, head, queue: VecDeque::new(), phase });
+        let lane = self.lanes.insert(Lane { key, head, queue: VecDeque::new(), phase, redrive: None });
         if let Some(key) = key {
             self.by_key.insert(key, lane);
         }
@@ -352,14 +362,18 @@ impl Shard {
         self.make_ready(lane);
     }
 
-    /// Puts a lane into its route's queue.
+    /// Puts a lane into its route's queue, unless its key is parked.
     fn make_ready(&mut self, lane: usize) {
         self.lanes[lane].phase = Phase::Ready;
         let owned = self.lanes[lane].head.job.token.owned();
-        let Some(route) = self.tenure(owned).map(|tenure| tenure.route) else {
+        let Some((route, parks)) = self.tenure(owned).map(|tenure| (tenure.route, tenure.parked.is_some()))
+        else {
             debug_assert!(false, "the head of a lane belongs to a tenure");
             return;
         };
+        if parks && !self.may_run(lane) {
+            return;
+        }
         self.routes[route].ready.push_back(lane);
     }
 

@@ -6,9 +6,11 @@ use std::time::Duration;
 use ebus_core::{Error, Outcome, PartitionId, Settlement, Timestamp};
 
 use super::Shard;
+use super::parked::full;
 use crate::dead_letter::{Obituary, Origin};
 use crate::jobs::{Job, LeftInShard};
 use crate::lane::{self, Failure, Head, Phase};
+use crate::parked::{Change, ParkedKey};
 use crate::retry::{Retries, Verdict};
 use crate::run::RunEnd;
 use crate::runner::Ended;
@@ -17,13 +19,17 @@ impl Shard {
     /// A run of the set ended: its slot is free, its tenure may be over.
     pub(super) fn run_ended(&mut self, end: RunEnd) {
         let owned = self.lanes[end.lane].head.job.token.owned();
-        if let Phase::Running { .. } = self.lanes[end.lane].phase {
-            self.credit += 1;
+        let mut letter_of = None;
+        match self.lanes[end.lane].phase {
+            Phase::Running { .. } => self.credit += 1,
+            Phase::DeadLetter { .. } => letter_of = self.lanes[end.lane].head.job.message.key.clone(),
+            _ => {}
         }
         if let Some(tenure) = self.tenure(owned) {
             tenure.running -= 1;
         }
         self.head_ended(end.lane, end.ended);
+        self.letter_ended(owned, letter_of.as_ref());
         self.end_if_over(owned);
     }
 
@@ -36,12 +42,23 @@ impl Shard {
                 self.shared.counters.cancelled.fetch_add(1, Relaxed);
                 self.leave(lane, |left| &mut left.cancelled);
             }
-            Some(Ended::Outcome(Outcome::Ack)) => {
-                if let Phase::DeadLetter { .. } = self.lanes[lane].phase {
-                    self.shared.counters.dead_letters.fetch_add(1, Relaxed);
-                } else {
-                    self.handled += 1;
+            Some(Ended::Outcome(Outcome::Ack)) => match self.lanes[lane].phase {
+                Phase::DeadLetter { .. } => {
+                    let counters = &self.shared.counters;
+                    counters.dead_letters.fetch_add(1, Relaxed);
+                    counters.parked.fetch_add(u64::from(self.lanes[lane].head.attempts == 0), Relaxed);
+                    self.advance(lane, Settlement::Finished);
                 }
+                Phase::Keeping { .. } => self.kept_redriven(lane),
+                _ if self.lanes[lane].redrive.is_some() => self.keep_redriven(lane, None),
+                _ => {
+                    self.handled += 1;
+                    self.advance(lane, Settlement::Finished);
+                }
+            },
+            Some(Ended::Parked(parked)) => {
+                self.shared.counters.dead_letters.fetch_add(1, Relaxed);
+                self.parked_now(owned, parked);
                 self.advance(lane, Settlement::Finished);
             }
             Some(Ended::Outcome(Outcome::Reject { error })) => self.give_up(lane, error, "rejected"),
@@ -57,6 +74,9 @@ impl Shard {
         if ending {
             self.leave(lane, |left| &mut left.failing);
             return;
+        }
+        if self.follows(lane) {
+            return self.follow_again(lane, error);
         }
         self.note_failure(lane, error.clone());
         let head = &mut self.lanes[lane].head;
@@ -107,31 +127,43 @@ impl Shard {
             self.advance(lane, Settlement::Finished);
             return;
         }
-        if config.dead_letter.is_none() {
-            let owned = self.lanes[lane].head.job.token.owned();
-            if self.tenure(owned).is_none_or(|tenure| tenure.ending) {
+        if self.lanes[lane].redrive.is_some() {
+            self.note_failure(lane, error.clone());
+            return self.keep_redriven(lane, Some(&error));
+        }
+        let Some((topic, _)) = &config.dead_letter else {
+            return self.be_patient(lane, error);
+        };
+        let head = &self.lanes[lane].head;
+        let (owned, offset) = (head.job.token.owned(), head.job.token.offset());
+        let Some(tenure) = self.tenures[owned.slot.index()].as_ref() else {
+            debug_assert!(false, "a head that is given up has a tenure");
+            return;
+        };
+        if !tenure.lease.is_current(lane::now()) {
+            // Somebody else may have handled it by now. If the lease is renewed, it runs once more before it is given up.
+            if tenure.ending {
                 self.leave(lane, |left| &mut left.failing);
             } else {
                 self.note_failure(lane, error);
-                let failure = self.lanes[lane].head.failure.as_mut();
-                let delay = failure.map(|failure| failure.retries.patiently(&shared.config.retry));
-                self.retry(lane, delay.unwrap_or_default());
+                self.wait_for_lease(lane);
             }
             return;
         }
+        let mut parks = None;
+        if let (Some(parked), Some(key)) = (&tenure.parked, &head.job.message.key) {
+            let Some(place) = parked.keeper.take(key, topic) else {
+                let most = config.parked.as_ref().map_or(0, |parked| parked.most);
+                return self.be_patient(lane, full(most, error));
+            };
+            parks = Some((parked.keeper.clone(), key.clone(), place));
+        }
+        let origin =
+            Origin { group: config.group.clone(), partition: PartitionId::clone(&tenure.partition), offset };
+        let (message, lease) = (head.job.message.clone(), tenure.lease.clone());
         self.note_failure(lane, error);
         let head = &self.lanes[lane].head;
-        let owned = head.job.token.owned();
-        let Some((tenure, failure)) = self.tenures[owned.slot.index()].as_ref().zip(head.failure.as_ref())
-        else {
-            debug_assert!(false, "a head that is given up has a tenure and a failure");
-            return;
-        };
-        let origin = Origin {
-            group: config.group.clone(),
-            partition: PartitionId::clone(&tenure.partition),
-            offset: head.job.token.offset(),
-        };
+        let Some(failure) = &head.failure else { return };
         let why = Obituary {
             reason,
             error: failure.error.clone(),
@@ -139,25 +171,41 @@ impl Shard {
             first_failed: failure.first,
             last_failed: failure.last,
         };
-        if !tenure.lease.is_current(lane::now()) {
-            // Somebody else may have handled it by now. If the lease is renewed, it runs once more before it is given up.
-            if tenure.ending {
-                self.leave(lane, |left| &mut left.failing);
-            } else {
-                self.wait_for_lease(lane);
-            }
+        let (shared, topic) = (shared.clone(), topic.clone());
+        let run = async move {
+            let receipt = shared.publish_dead_letter(&topic, &origin, &message, &why, lease).await;
+            let Some((keeper, key, place)) = parks else { return Ended::Outcome(Outcome::Ack) };
+            let letters = PartitionId::new(receipt.topic, receipt.partition);
+            let error = why.error.chain();
+            let parked = ParkedKey::new(key, offset, letters, receipt.offset, why.last_failed, &error);
+            // Before the message is settled: its next owner must know.
+            keeper.change(Change::Park(parked.clone(), place)).await;
+            Ended::Parked(Box::new(parked))
+        };
+        self.lanes[lane].phase = Phase::DeadLetter { since: self.now };
+        self.push_run(lane, owned, Box::pin(run));
+    }
+
+    /// There is no place for a message that is given up: it is retried for ever, and listed as stuck.
+    fn be_patient(&mut self, lane: usize, error: Error) {
+        let owned = self.lanes[lane].head.job.token.owned();
+        if self.tenure(owned).is_none_or(|tenure| tenure.ending) {
+            self.leave(lane, |left| &mut left.failing);
             return;
         }
-        let (message, lease) = (head.job.message.clone(), tenure.lease.clone());
-        let run = Box::pin(shared.clone().publish_dead_letter(origin, message, why, lease));
-        self.lanes[lane].phase = Phase::DeadLetter { since: self.now };
-        self.push_run(lane, owned, run);
+        self.note_failure(lane, error);
+        let failure = self.lanes[lane].head.failure.as_mut();
+        let delay = failure.map(|failure| failure.retries.patiently(&self.shared.config.retry));
+        self.retry(lane, delay.unwrap_or_default());
     }
 
     /// The head stays unfinished, and the next owner gets it.
     pub(super) fn leave(&mut self, lane: usize, which: impl FnOnce(&mut LeftInShard) -> &mut usize) {
         let owned = self.lanes[lane].head.job.token.owned();
-        if let Some(tenure) = self.tenure(owned) {
+        // A dead letter that is redriven is nothing that the source delivered.
+        if self.lanes[lane].redrive.is_none()
+            && let Some(tenure) = self.tenure(owned)
+        {
             *which(&mut tenure.left) += 1;
         }
         self.advance(lane, Settlement::Dropped);
@@ -176,7 +224,9 @@ impl Shard {
                 if let Some(key) = done.key {
                     self.by_key.remove(&key);
                 }
-                self.settle(done.head.job, settlement);
+                if done.redrive.is_none() {
+                    self.settle(done.head.job, settlement);
+                }
             }
         }
     }

@@ -20,7 +20,8 @@ impl Shard {
             let head = &lane.head;
             let (doing, since) = match &lane.phase {
                 Phase::Running { since } => (Doing::Running, *since),
-                Phase::DeadLetter { since } => (Doing::DeadLetter, *since),
+                Phase::DeadLetter { since } | Phase::Keeping { since } => (Doing::DeadLetter, *since),
+                Phase::Held => (Doing::Held, head.since),
                 Phase::Waiting { lease_over: true, .. } => (Doing::LeaseOver, head.since),
                 Phase::Waiting { .. } => (Doing::Retrying, head.since),
                 Phase::Ready => (Doing::NotStarted, head.since),

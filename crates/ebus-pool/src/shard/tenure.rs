@@ -7,7 +7,8 @@ use std::sync::Arc;
 use ebus_core::{Lease, Owned, PartitionId, Settlement};
 
 use super::Shard;
-use crate::jobs::{FromShard, LeftInShard};
+use super::parked::Parked;
+use crate::jobs::{FromShard, LeftInShard, ParkedHere};
 use crate::lane::Phase;
 
 /// An ownership, as this shard sees it.
@@ -20,10 +21,18 @@ pub(super) struct Tenure {
     pub(super) running: usize,
     pub(super) ending: bool,
     pub(super) left: LeftInShard,
+    /// `None` when no keys are parked in this pool.
+    pub(super) parked: Option<Box<Parked>>,
 }
 
 impl Shard {
-    pub(super) fn begin_tenure(&mut self, owned: Owned, partition: Arc<PartitionId>, lease: Lease) {
+    pub(super) fn begin_tenure(
+        &mut self,
+        owned: Owned,
+        partition: Arc<PartitionId>,
+        lease: Lease,
+        parked: Option<ParkedHere>,
+    ) {
         let route = self.route(&partition.topic);
         // A copy of its own: shards do not share the counter that each delivery moves.
         let partition = Arc::new(PartitionId::clone(&partition));
@@ -35,6 +44,7 @@ impl Shard {
             running: 0,
             ending: false,
             left: LeftInShard::default(),
+            parked: parked.map(|here| Box::new(Parked::new(here))),
         };
         if self.tenures.len() <= owned.slot.index() {
             self.tenures.resize_with(owned.slot.index() + 1, || None);
@@ -73,8 +83,8 @@ impl Shard {
                 continue;
             }
             match &lane.phase {
-                Phase::Running { .. } | Phase::DeadLetter { .. } => {}
-                Phase::Ready => {
+                Phase::Running { .. } | Phase::DeadLetter { .. } | Phase::Keeping { .. } => {}
+                Phase::Ready | Phase::Held => {
                     idle.insert(id);
                 }
                 Phase::Waiting { timer, .. } => {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)] // Each test file uses its part.
 
+pub mod letters;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;

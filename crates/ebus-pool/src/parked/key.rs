@@ -1,0 +1,65 @@
+//! One parked key.
+
+use ebus_core::{Key, NextOffset, PartitionId, Timestamp};
+
+use crate::dead_letter::floor_char_boundary;
+
+/// The most bytes of an error's text that the list keeps; the dead letter has all of it.
+const MOST_ERROR: usize = 120;
+
+/// A key whose messages go to the dead-letter topic until it is redriven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParkedKey {
+    /// The key.
+    pub key: Key,
+    /// The message that it was parked for.
+    pub offset: u64,
+    /// All of its parked messages below this offset were redriven.
+    pub redriven: NextOffset,
+    /// Where in the dead-letter topic its dead letters are.
+    pub letters: PartitionId,
+    /// Where there the first one stands that was not redriven.
+    pub next_letter: u64,
+    /// When it was parked.
+    pub since: Timestamp,
+    /// Why; of a redrive that was given up, why that was. Cut to 120 bytes.
+    pub error: String,
+    /// The last redrive was given up at the message that is next.
+    pub stopped: bool,
+}
+
+impl ParkedKey {
+    pub(crate) fn new(
+        key: Key,
+        offset: u64,
+        letters: PartitionId,
+        next_letter: u64,
+        since: Timestamp,
+        error: &str,
+    ) -> Self {
+        let redriven = NextOffset(offset);
+        let error = cut(error);
+        Self { key, offset, redriven, letters, next_letter, since, error, stopped: false }
+    }
+
+    /// The message at this offset was redriven; `next_letter` stands behind its letter.
+    pub(crate) fn advance(&mut self, offset: u64, next_letter: u64) {
+        self.redriven = NextOffset::after(offset);
+        self.next_letter = next_letter;
+        self.stopped = false;
+    }
+
+    /// Its redrive was given up at the letter in this place.
+    pub(crate) fn stop(&mut self, letter: u64, error: &str) {
+        self.next_letter = letter;
+        self.stopped = true;
+        self.error = cut(error);
+    }
+}
+
+fn cut(text: &str) -> String {
+    let mut text = text.to_owned();
+    text.truncate(floor_char_boundary(&text, MOST_ERROR));
+    text
+}

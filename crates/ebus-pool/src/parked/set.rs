@@ -1,0 +1,177 @@
+//! The list of a partition's parked keys, as text that a backend keeps and an operator can read.
+//!
+//! ```text
+//! ebus-parked 1
+//! <key> <offset> <redriven> <topic> <partition> <next letter> <since, ms> <parked or stopped> <error>
+//! end <lines>
+//! ```
+//! Bytes that are not letters, digits or one of `._:/-` are `%XX`; empty text is `%`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use bytes::Bytes;
+use ebus_core::{Error, ErrorKind, Key, NextOffset, PartitionId, Timestamp, Topic};
+
+use super::ParkedKey;
+
+const HEAD: &str = "ebus-parked 1\n";
+/// What head and end take.
+const FRAME_BYTES: usize = 64;
+/// The most that a line takes beside key and topic: numbers of 20 digits, an error of 120 bytes that are all escaped.
+const LINE_BYTES: usize = 480;
+
+/// The parked keys of a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ParkedSet(BTreeMap<Key, ParkedKey>);
+
+impl ParkedSet {
+    /// The most bytes that a key takes in the text, whatever happens to it later.
+    pub(crate) fn cost(key: &Key, letters: &Topic) -> usize {
+        escaped(key.as_bytes()).len() + letters.as_str().len() + LINE_BYTES
+    }
+
+    /// How many bytes of keys fit into a text of `most` bytes.
+    pub(crate) fn room(most: usize) -> usize {
+        most.saturating_sub(FRAME_BYTES)
+    }
+
+    pub(crate) fn put(&mut self, parked: ParkedKey) {
+        self.0.insert(parked.key.clone(), parked);
+    }
+
+    pub(crate) fn remove(&mut self, key: &Key) {
+        self.0.remove(key);
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<&ParkedKey> {
+        self.0.get(key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &Key) -> Option<&mut ParkedKey> {
+        self.0.get_mut(key)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &ParkedKey> {
+        self.0.values()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut text = HEAD.to_owned();
+        for parked in self.0.values() {
+            let state = if parked.stopped { "stopped" } else { "parked" };
+            // A string takes any text.
+            let _ = writeln!(
+                text,
+                "{} {} {} {} {} {} {} {state} {}",
+                escaped(parked.key.as_bytes()),
+                parked.offset,
+                parked.redriven,
+                parked.letters.topic,
+                parked.letters.partition,
+                parked.next_letter,
+                parked.since.as_millis(),
+                escaped(parked.error.as_bytes()),
+            );
+        }
+        let _ = writeln!(text, "end {}", self.0.len());
+        text.into()
+    }
+
+    /// Nobody may guess which keys are parked: whatever is not a whole list is an error.
+    pub(crate) fn decode(text: &[u8]) -> Result<Self, Error> {
+        parse(text).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Decode,
+                "the list of parked keys cannot be read, so nothing of its partition is handled; restore it, or remove it \
+                 if the order of these keys does not matter any more",
+            )
+        })
+    }
+}
+
+fn parse(text: &[u8]) -> Option<ParkedSet> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut lines = text.strip_prefix(HEAD)?.strip_suffix('\n')?.split('\n');
+    let count: usize = lines.next_back()?.strip_prefix("end ")?.parse().ok()?;
+    let mut set = ParkedSet::default();
+    for line in lines {
+        let [key, offset, redriven, topic, partition, next_letter, since, state, error] =
+            line.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        set.put(ParkedKey {
+            key: Key::new(unescaped(key)?),
+            offset: offset.parse().ok()?,
+            redriven: NextOffset(redriven.parse().ok()?),
+            letters: PartitionId::new(Topic::new(topic).ok()?, partition.parse().ok()?),
+            next_letter: next_letter.parse().ok()?,
+            since: Timestamp::from_millis(since.parse().ok()?),
+            error: String::from_utf8(unescaped(error)?).ok()?,
+            stopped: match state {
+                "parked" => false,
+                "stopped" => true,
+                _ => return None,
+            },
+        });
+    }
+    (set.0.len() == count).then_some(set)
+}
+
+/// Who asks for what: the key, and the message that parked it, so that a late request means no later parking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) key: Key,
+    pub(crate) offset: u64,
+}
+
+impl Request {
+    pub(crate) fn encode(&self) -> Bytes {
+        format!("redrive {} {}", escaped(self.key.as_bytes()), self.offset).into()
+    }
+
+    pub(crate) fn decode(text: &[u8]) -> Option<Self> {
+        let (key, offset) = std::str::from_utf8(text).ok()?.strip_prefix("redrive ")?.split_once(' ')?;
+        Some(Self { key: Key::new(unescaped(key)?), offset: offset.parse().ok()? })
+    }
+}
+
+fn escaped(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "%".into();
+    }
+    let mut text = String::with_capacity(bytes.len());
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"._:/-".contains(byte) {
+            text.push(char::from(*byte));
+        } else {
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+fn unescaped(text: &str) -> Option<Vec<u8>> {
+    if text == "%" {
+        return Some(Vec::new());
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        rest = behind;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (digits, behind) = rest.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+        rest = behind;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+#[path = "set_tests.rs"]
+mod tests;

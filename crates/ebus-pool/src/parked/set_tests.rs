@@ -1,0 +1,108 @@
+//! The list against a naive model, and its text against any bytes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What happens to a list.
+#[derive(Debug, Clone)]
+enum Step {
+    Park(Vec<u8>, u64),
+    Advance(Vec<u8>, u64),
+    Stop(Vec<u8>, u64, String),
+    Remove(Vec<u8>),
+}
+
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![Just(Vec::new()), prop::collection::vec(any::<u8>(), 0..3), Just(b"order-1 %2".to_vec())]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (key(), any::<u64>()).prop_map(|(key, at)| Step::Park(key, at)),
+        (key(), 0..u64::MAX).prop_map(|(key, at)| Step::Advance(key, at)),
+        (key(), any::<u64>(), ".{0,200}").prop_map(|(key, at, why)| Step::Stop(key, at, why)),
+        key().prop_map(Step::Remove),
+    ]
+}
+
+fn dead() -> PartitionId {
+    PartitionId::new(Topic::new("orders.dlq").expect("legal"), 3)
+}
+
+proptest! {
+    /// The model: a plain vector that is searched. Every state survives its text, and takes no more than was reckoned.
+    #[test]
+    fn p2_the_list_does_what_a_plain_vector_does(steps in prop::collection::vec(step(), 0..60)) {
+        let mut set = ParkedSet::default();
+        let mut model: Vec<(Vec<u8>, u64, u64, u64, bool)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Park(key, at) => {
+                    set.put(ParkedKey::new(Key::new(key.clone()), at, dead(), at / 2, Timestamp::now(), "boom"));
+                    model.retain(|known| known.0 != key);
+                    model.push((key, at, at, at / 2, false));
+                }
+                Step::Advance(key, at) => {
+                    if let Some(parked) = set.get_mut(&Key::new(key.clone())) {
+                        parked.advance(at, at / 3);
+                    }
+                    for known in model.iter_mut().filter(|known| known.0 == key) {
+                        (known.2, known.3, known.4) = (at + 1, at / 3, false);
+                    }
+                }
+                Step::Stop(key, at, why) => {
+                    if let Some(parked) = set.get_mut(&Key::new(key.clone())) {
+                        parked.stop(at, &why);
+                    }
+                    for known in model.iter_mut().filter(|known| known.0 == key) {
+                        (known.3, known.4) = (at, true);
+                    }
+                }
+                Step::Remove(key) => {
+                    set.remove(&Key::new(key.clone()));
+                    model.retain(|known| known.0 != key);
+                }
+            }
+            let text = set.encode();
+            let cost: usize = set.iter().map(|one| ParkedSet::cost(&one.key, &one.letters.topic)).sum();
+            prop_assert!(text.len() <= cost + FRAME_BYTES, "{} of {cost}", text.len());
+            prop_assert_eq!(&ParkedSet::decode(&text).expect("its own text"), &set);
+            let mut seen: Vec<_> = set
+                .iter()
+                .map(|one| (one.key.as_bytes().to_vec(), one.offset, one.redriven.0, one.next_letter, one.stopped))
+                .collect();
+            model.sort();
+            seen.sort();
+            prop_assert_eq!(&seen, &model);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_an_error_or_a_list(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = ParkedSet::decode(&bytes);
+        let _ = Request::decode(&bytes);
+    }
+
+    /// A list that lost its end, or a line, is no shorter list.
+    #[test]
+    fn p1_a_list_that_was_cut_is_refused(cut in 0usize..400) {
+        let mut set = ParkedSet::default();
+        for name in ["a", "b", "c"] {
+            set.put(ParkedKey::new(name.into(), 7, dead(), 9, Timestamp::from_millis(-1), "no such account"));
+        }
+        let text = set.encode();
+        prop_assume!(cut < text.len());
+        prop_assert!(ParkedSet::decode(&text[..cut]).is_err());
+        let without_one: String = std::str::from_utf8(&text).expect("is text").lines()
+            .filter(|line| !line.starts_with("b "))
+            .fold(String::new(), |text, line| text + line + "\n");
+        prop_assert!(ParkedSet::decode(without_one.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_request_survives_its_text(key in key(), offset in any::<u64>()) {
+        let request = Request { key: Key::new(key), offset };
+        prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+    }
+}
