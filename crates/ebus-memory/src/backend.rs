@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Backend, Capability, Committed, Epoch, Error, ErrorKind, Group, Publisher, ReadRange, Reader, Source,
-    SourceOptions, Topic, TopicInfo, TopicSpec,
+    Backend, Capability, Committed, Epoch, Error, ErrorKind, Group, Parking, Publisher, ReadRange, Reader,
+    Source, SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 
 use crate::broker::MemoryBroker;
 use crate::config::{MemoryConfig, TopicPolicy};
 use crate::connection::Connection;
 use crate::error;
+use crate::parking;
 use crate::producer::MemoryProducer;
 use crate::reader::MemoryReader;
 use crate::source::MemorySource;
@@ -113,6 +114,11 @@ impl Backend for MemoryBackend {
             Committed::new(log.id.partition, position, epoch)
         };
         Ok(found.partitions.iter().map(of).collect())
+    }
+
+    async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.check_open("parking")?;
+        parking::open(&self.broker, group)
     }
 
     /// Ends publishing at once, waits until every message that waits for room is stored, then ends the sources.

@@ -113,6 +113,11 @@ impl Faults {
         Ok(())
     }
 
+    /// Has every call about the parked keys of a group fail with this kind; `None` ends it.
+    pub fn parking_fails(&self, group: &Group, kind: Option<ErrorKind>) {
+        self.broker.with_group(group, |group| group.parked.set_fails(kind));
+    }
+
     /// Whether publishes to a topic fail with `Unavailable` (c03). Nothing of them is stored.
     ///
     /// # Errors

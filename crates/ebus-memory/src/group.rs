@@ -19,6 +19,7 @@ use crate::committed::Kept;
 use crate::error;
 use crate::log::Log;
 use crate::member::{Mail, Member, MemberId, later};
+use crate::parking::Parked;
 use crate::topic::TopicLog;
 
 /// A group of consumers.
@@ -30,6 +31,7 @@ pub(crate) struct GroupState {
     /// When somebody has to look at the deadlines, in nanoseconds since `origin`.
     next_look: AtomicU64,
     inner: Mutex<Inner>,
+    pub(crate) parked: Parked,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,14 @@ impl GroupState {
             partitions: BTreeMap::new(),
             commits_fail: false,
         };
-        Self { name, max_idle, origin, next_look: AtomicU64::new(u64::MAX), inner: Mutex::new(inner) }
+        Self {
+            name,
+            max_idle,
+            origin,
+            next_look: AtomicU64::new(u64::MAX),
+            inner: Mutex::new(inner),
+            parked: Parked::default(),
+        }
     }
 
     /// Changes something, hands out what that frees, and has all members look at their mail and deadlines again.

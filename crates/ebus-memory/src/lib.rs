@@ -9,6 +9,7 @@
 //! |---|---|
 //! | G1, G8: nothing unread is dropped, a full log holds publishers back | `log.rs`, `retention.rs` |
 //! | G2, G7: `call` appends, in order, to the partition of the key | `producer.rs`, `log.rs`, `convert` |
+//! | G2 across dead letters: parked keys | `parking.rs` |
 //! | G3: epochs, late revocation, fenced commits | `group.rs`, `source.rs` |
 //! | G5: bounds of messages in flight, of the log and of the uncommitted span | `gate.rs`, `retention.rs`, `reading.rs` |
 //! | G6: positions with what finished above the watermark | `group.rs`, `source.rs` |
@@ -51,6 +52,7 @@ mod gate;
 mod group;
 mod log;
 mod member;
+mod parking;
 mod producer;
 mod reader;
 mod reading;
