@@ -106,6 +106,9 @@ pub struct Event {
     /// Which run of this message under this ownership, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
+    /// Of a run: it is of a dead letter that was redriven, not of a message that the source delivered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redriven: bool,
     /// Who: the member of the group, or the publisher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<Arc<str>>,
@@ -140,6 +143,7 @@ impl Event {
             key: None,
             version: None,
             attempt: None,
+            redriven: false,
             member: None,
             epoch: None,
             outcome: None,

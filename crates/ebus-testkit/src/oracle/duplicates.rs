@@ -12,7 +12,9 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     let committed = commits(facts);
     for run in &facts.runs {
         let Some(finished) = facts.finished.get(&run.work) else { continue };
-        let Some(&before) = finished.iter().rev().find(|at| **at < run.start) else { continue };
+        // A dead letter that is redriven runs again because it is one.
+        let counts = |at: &&At| **at < run.start && !(run.redriven && facts.is_dead_letter(**at));
+        let Some(&before) = finished.iter().rev().find(counts) else { continue };
         match excuse(facts, rules, &committed, run, before) {
             Ok(excuse) => {
                 verdict.replayed += 1;
@@ -117,7 +119,8 @@ fn excuse(
     let Some(crash) = facts.crashed_at(former.ownership()) else {
         return Err("and its owner had not crashed");
     };
-    if is_committed_before(commits, run.work, run.start) {
+    // Of what is redriven, the place is committed since it became a dead letter; its success is kept apart.
+    if !run.redriven && is_committed_before(commits, run.work, run.start) {
         return Err("and that was committed");
     }
     let crash_ns = facts.event(crash).at_ns;

@@ -42,6 +42,8 @@ pub(super) struct Run<'a> {
     pub(super) key: Option<&'a str>,
     pub(super) member: &'a str,
     pub(super) epoch: u64,
+    /// It is of a dead letter, and not of what the source delivered.
+    pub(super) redriven: bool,
     pub(super) start: At,
     /// `None`: it never ended.
     pub(super) end: Option<At>,
@@ -118,6 +120,9 @@ impl<'a> Facts<'a> {
             }
             Kind::Start => {
                 let (work, member, epoch) = (work(event)?, member(event)?, event.epoch?);
+                if event.redriven && !self.is_finished_before(work, at) {
+                    return None;
+                }
                 verdict.runs += 1;
                 self.message(at, work.1, verdict);
                 self.readers.insert((work.0, work.1.0));
@@ -125,7 +130,8 @@ impl<'a> Facts<'a> {
                 self.run_of.insert(at, self.runs.len());
                 self.runs_of.entry(work).or_default().push(self.runs.len());
                 let key = event.key.as_deref();
-                self.runs.push(Run { work, key, member, epoch, start: at, end: None });
+                let redriven = event.redriven;
+                self.runs.push(Run { work, key, member, epoch, redriven, start: at, end: None });
             }
             Kind::End => {
                 let (work, outcome) = (work(event)?, event.outcome?);
@@ -136,6 +142,7 @@ impl<'a> Facts<'a> {
                 if outcome == Outcome::Ack || dropped {
                     let finished = self.finished.entry(work).or_default();
                     verdict.handled += u64::from(finished.is_empty() && !dropped);
+                    verdict.redriven += u64::from(event.redriven && !dropped);
                     finished.push(at);
                 }
             }
@@ -177,6 +184,11 @@ impl<'a> Facts<'a> {
         if (&one.key, one.version) != (&other.key, other.version) {
             verdict.find(Promise::G1, || "one place has two messages".into(), [one, other]);
         }
+    }
+
+    /// Whether it was finished by its dead letter at `at`: where keys are parked, it is not done by that.
+    pub(super) fn is_dead_letter(&self, at: At) -> bool {
+        self.event(at).kind == Kind::DeadLetter
     }
 
     /// Whether `work` was finished before `at`.

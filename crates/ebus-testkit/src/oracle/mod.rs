@@ -6,11 +6,11 @@
 //! | Promise | Judged as |
 //! |---|---|
 //! | G1 | *lost*: a message was acknowledged to its publisher, and for a group that reads its topic it is at the end neither handled to success nor in the dead-letter topic; or it was settled or committed as finished before it was |
-//! | G2 | *reordered*: a message started while a lower one of its key was unfinished; or the starts of a key went back under one ownership; or a key was in two partitions |
+//! | G2 | *reordered*: a message started while a lower one of its key was unfinished, or was a dead letter that is not redriven (only with [`Rules::parks`]); or the starts of a key went back under one ownership; or a key was in two partitions |
 //! | G3 | *overlapping*: two runs of a key were open at once; a run was open or began after its ownership had ended; two members had the same epoch |
 //! | G4 | *delayed*: a message whose turn had come did not start in time (only with [`Rules::starts_within`]) |
 //! | G5 | *unbounded*: more runs were open in a member than allowed (only with [`Rules::max_in_flight`]) |
-//! | G6 | *duplicates*: a message started after it was finished, and that was not for a crash |
+//! | G6 | *duplicates*: a message started after it was finished, and that was not for a crash, nor the first success of a dead letter that is redriven |
 //! | G7 | *misplaced*: messages of one key and publisher are stored in another order than that of the calls |
 //!
 //! A run ends when its future has ended or was dropped. What a crash excuses: a run that was finished may run again under

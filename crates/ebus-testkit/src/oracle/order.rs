@@ -58,8 +58,11 @@ fn lower_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
                     [facts.event(*stored), event],
                 );
             }
-        } else if facts.finished.get(&(group, place)).is_some_and(|all| all.first() == Some(&at)) {
-            lane.remove(&offset);
+        } else if facts.finished.get(&(group, place)).is_some_and(|all| all.contains(&at)) {
+            // A parked key waits for its dead letters.
+            if !(facts.is_dead_letter(at) && rules.parks.contains(group)) {
+                lane.remove(&offset);
+            }
         }
     }
 }

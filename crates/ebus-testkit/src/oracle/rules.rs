@@ -10,6 +10,7 @@ pub struct Rules {
     pub(super) readers: BTreeSet<(String, String)>,
     pub(super) unfinished_ok: BTreeSet<String>,
     pub(super) drop_rejected: BTreeSet<String>,
+    pub(super) parks: BTreeSet<String>,
     pub(super) begins: BTreeMap<(String, String, u32), u64>,
     pub(super) cancel_within: Duration,
     pub(super) commit_within: Option<Duration>,
@@ -34,6 +35,7 @@ impl Rules {
             readers: BTreeSet::new(),
             unfinished_ok: BTreeSet::new(),
             drop_rejected: BTreeSet::new(),
+            parks: BTreeSet::new(),
             begins: BTreeMap::new(),
             cancel_within: Duration::from_secs(1),
             commit_within: None,
@@ -71,6 +73,14 @@ impl Rules {
     #[must_use]
     pub fn drop_rejected(mut self, group: impl Into<String>) -> Self {
         self.drop_rejected.insert(group.into());
+        self
+    }
+
+    /// `group` parks the keys of dead letters: nothing of a key may start while a lower message of it is a dead letter that was
+    /// not redriven to success.
+    #[must_use]
+    pub fn parks(mut self, group: impl Into<String>) -> Self {
+        self.parks.insert(group.into());
         self
     }
 

@@ -7,6 +7,7 @@ use crate::history::{Event, Kind, Outcome, name};
 
 mod faults;
 mod mutations;
+mod parked;
 mod script;
 
 use script::Script;

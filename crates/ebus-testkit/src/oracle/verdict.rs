@@ -57,6 +57,8 @@ pub struct Verdict {
     pub retries: u64,
     /// Messages whose dead letter has its receipt, once for each group.
     pub dead_letters: u64,
+    /// Runs of dead letters that were redriven, and succeeded.
+    pub redriven: u64,
     /// Messages that ran again because of a crash; no promise is broken.
     pub replayed: u64,
     /// Of these, how long before the crash the oldest was finished; but for those whose commit another fault held up.

@@ -9,7 +9,7 @@ use ebus_core::{BoxError, Delivery, Group, Outcome};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::{VersionOf, version_from_header};
+use super::{Origin, VersionOf, version_from_header};
 use crate::history::{Event, History, Kind, Name, Outcome as Ended, key_text, name};
 
 /// A handler that records `start` before anything of a run is done, and `end` after all of it: its future is done, or has
@@ -66,6 +66,11 @@ where
         event.attempt = Some(delivery.attempt());
         event.member = Some(self.member.clone());
         event.epoch = Some(delivery.epoch().0);
+        event.redriven = Origin::of(delivery.message()).is_some_and(|dead| {
+            *dead.group == *self.group
+                && *dead.topic == *delivery.topic().as_str()
+                && (dead.partition, dead.offset) == (delivery.partition().partition, delivery.offset())
+        });
         self.history.record(event.clone());
         event.kind = Kind::End;
         let mut run = Run { history: self.history.clone(), end: Some(event), working: true };

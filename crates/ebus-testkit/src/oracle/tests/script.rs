@@ -142,6 +142,23 @@ impl Script {
         self
     }
 
+    /// A run of a dead letter that is redriven.
+    pub(super) fn redriven(
+        mut self,
+        member: &str,
+        epoch: u64,
+        key: &str,
+        offset: u64,
+        outcome: Outcome,
+    ) -> Self {
+        let first = self.events.len();
+        self = self.run(member, epoch, key, offset, outcome);
+        for event in &mut self.events[first..] {
+            event.redriven = true;
+        }
+        self
+    }
+
     pub(super) fn run(self, member: &str, epoch: u64, key: &str, offset: u64, outcome: Outcome) -> Self {
         self.start(member, epoch, key, offset).end(member, epoch, key, offset, outcome)
     }
