@@ -18,6 +18,8 @@
 //! - What has been answered so still counts in [`in_flight_messages`](KafkaConfig::with_in_flight_messages) and
 //!   [`in_flight_bytes`](KafkaConfig::with_in_flight_bytes). When nothing else is left there, publishing fails at once with
 //!   `Unavailable`: not sent, not stored.
+//! - What the topic would not take (`max.message.bytes`, or a compacted topic and no key) is refused before it is sent, if the topic's
+//!   settings may be described; sizes count before compression.
 //! - Brokers forget a producer that is silent for `producer.id.expiration.ms` (a day). What was in flight at the beginning of a
 //!   longer outage may be stored twice.
 //! - `close` sends what it can within its time. What is left is given up: its publish fails with `Timeout` if it may have been
@@ -72,6 +74,7 @@ mod reader;
 mod serving;
 mod source;
 mod sys;
+mod takes;
 mod topics;
 
 pub use backend::KafkaBackend;

@@ -31,6 +31,7 @@ use crate::flight::{Flight, KafkaPublishFuture};
 use crate::in_flight::{InFlight, NoPlace, Waiter};
 use crate::serving::Serving;
 use crate::sys::produce::may_be_stored;
+use crate::takes::Takes;
 use crate::topics::Control;
 
 /// After so many reports what has landed is forgotten, between two turns of the polling thread.
@@ -56,7 +57,7 @@ pub struct KafkaProducer {
     stalled: bool,
     waiter: Waiter,
     /// The last topic that was known, and the generation of the list that it was found in.
-    known: Option<(Topic, u64)>,
+    known: Option<(Topic, u64, Takes)>,
 }
 
 pub(crate) struct Shared {
@@ -90,7 +91,7 @@ struct Topics {
 }
 
 enum Seen {
-    Known,
+    Known(Takes),
     /// It is being looked up; these wait, in the order of `call`.
     LookedUp(Vec<(Message, Arc<Flight>)>),
 }
@@ -98,7 +99,7 @@ enum Seen {
 impl Topics {
     fn forget(&self, topic: &str) {
         let mut list = self.list.write();
-        if matches!(list.get(topic), Some(Seen::Known)) {
+        if matches!(list.get(topic), Some(Seen::Known(_))) {
             list.remove(topic);
             self.generation.fetch_add(1, Ordering::SeqCst);
         }
@@ -141,7 +142,8 @@ impl ProducerContext for Reports {
             }
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                if crate::error::kind_of(code) == ErrorKind::NotFound {
+                // It is gone, or takes less than it did.
+                if matches!(crate::error::kind_of(code), ErrorKind::NotFound | ErrorKind::TooLarge) {
                     self.topics.forget(message.topic());
                 }
                 Err(publish_failed(code, may_be_stored(message)))
@@ -282,21 +284,35 @@ impl Shared {
         }
     }
 
+    /// The same, unless the topic does not take the message.
+    fn enqueue_if(&self, takes: Takes, topic: &str, message: &Message, flight: Arc<Flight>) {
+        match takes.check(message) {
+            Ok(()) => self.enqueue(topic, message, flight),
+            Err(error) => self.in_flight.land(&flight, Err(error)),
+        }
+    }
+
     /// Looks a topic up in the background, and then enqueues or refuses what waits for it.
     fn look_up(self: &Arc<Self>, topic: Topic) {
         let shared = self.clone();
         self.runtime.spawn(async move {
             let name = topic.clone();
-            let found = shared.control.run("publish", move |control| control.ensure(&name).map(drop)).await;
+            let found = shared
+                .control
+                .run("publish", move |control| {
+                    control.ensure(&name)?;
+                    Ok(control.takes(&name))
+                })
+                .await;
             let mut list = shared.topics.list.write();
             let Some(Seen::LookedUp(waiting)) = list.remove(&topic) else { return };
             match found {
-                Ok(()) => {
+                Ok(takes) => {
                     // Under the lock: nobody's later message overtakes these.
                     for (message, flight) in waiting {
-                        shared.enqueue(topic.as_str(), &message, flight);
+                        shared.enqueue_if(takes, topic.as_str(), &message, flight);
                     }
-                    list.insert(topic, Seen::Known);
+                    list.insert(topic, Seen::Known(takes));
                 }
                 Err(error) => {
                     drop(list);
@@ -322,16 +338,21 @@ impl KafkaProducer {
         Self { shared, reserved: false, stalled: false, waiter: Waiter::default(), known: None }
     }
 
-    fn is_known(&mut self, topic: &Topic) -> bool {
+    /// What a topic takes that was looked up.
+    fn takes(&mut self, topic: &Topic) -> Option<Takes> {
         let generation = self.shared.topics.generation.load(Ordering::Acquire);
-        if self.known.as_ref().is_some_and(|(known, of)| *of == generation && known == topic) {
-            return true;
+        if let Some((known, of, takes)) = &self.known
+            && *of == generation
+            && known == topic
+        {
+            return Some(*takes);
         }
-        let known = matches!(self.shared.topics.list.read().get(topic), Some(Seen::Known));
-        if known {
-            self.known = Some((topic.clone(), generation));
-        }
-        known
+        let list = self.shared.topics.list.read();
+        let Some(Seen::Known(takes)) = list.get(topic) else { return None };
+        let takes = *takes;
+        drop(list);
+        self.known = Some((topic.clone(), generation, takes));
+        Some(takes)
     }
 }
 
@@ -383,6 +404,12 @@ impl Service<Publish> for KafkaProducer {
             );
             return KafkaPublishFuture::refused(topic, error.with_operation("publish"));
         }
+        let takes = self.takes(&topic);
+        if let Some(Err(error)) = takes.map(|takes| takes.check(&message)) {
+            // It may take more by now: the next one asks.
+            self.shared.topics.forget(topic.as_str());
+            return KafkaPublishFuture::refused(topic, error);
+        }
         let stalled = std::mem::take(&mut self.stalled);
         if !std::mem::take(&mut self.reserved) && !self.shared.in_flight.try_reserve() {
             let error = if stalled || self.shared.in_flight.is_stalled() {
@@ -401,13 +428,13 @@ impl Service<Publish> for KafkaProducer {
         let flight = Arc::new(Flight::new(bytes));
         let future = KafkaPublishFuture::of(topic.clone(), flight.clone());
         self.shared.deadlines.watch(&flight, Instant::now());
-        if self.is_known(&topic) {
+        if takes.is_some() {
             self.shared.enqueue(topic.as_str(), &message, flight);
             return future;
         }
         let mut list = self.shared.topics.list.write();
         match list.get_mut(&topic) {
-            Some(Seen::Known) => self.shared.enqueue(topic.as_str(), &message, flight),
+            Some(Seen::Known(takes)) => self.shared.enqueue_if(*takes, topic.as_str(), &message, flight),
             Some(Seen::LookedUp(waiting)) => waiting.push((message, flight)),
             None => {
                 list.insert(topic.clone(), Seen::LookedUp(vec![(message, flight)]));

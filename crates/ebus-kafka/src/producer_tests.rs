@@ -15,7 +15,7 @@ fn away(places: usize) -> (Arc<Shared>, KafkaProducer) {
         KafkaConfig::new("127.0.0.1:1").with_delivery_timeout(DEADLINE).with_in_flight_messages(places);
     let control = Control::new(Arc::new(config.clone())).expect("control");
     let shared = Shared::new(&config, control).expect("shared");
-    shared.topics.list.write().insert(topic(), Seen::Known);
+    shared.topics.list.write().insert(topic(), Seen::Known(Takes::default()));
     (shared.clone(), KafkaProducer::new(shared))
 }
 

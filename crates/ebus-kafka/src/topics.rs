@@ -15,10 +15,14 @@ use crate::config::{KafkaConfig, TopicPolicy};
 use crate::error::{from_kafka, invalid};
 use crate::sys::admin::{self, Described};
 use crate::sys::committed::{GroupOffset, NewOffset, commit, committed};
+use crate::sys::configs::topic_configs;
 use crate::sys::ends::{End, ends};
+use crate::takes::Takes;
 
 /// How often a topic that was just created is looked up until each partition has a leader.
 const SETTLING: Duration = Duration::from_millis(20);
+/// How long the first publish to a topic waits to be told what the topic takes.
+const TELLING: Duration = Duration::from_secs(2);
 
 /// The control handle. Its methods block: call them through [`Control::run`].
 #[derive(Clone)]
@@ -175,6 +179,20 @@ impl Control {
             TopicPolicy::Create { partitions, replicas } => {
                 tracing::info!(%topic, partitions, replicas, "creating a topic that does not exist, as the topic policy says");
                 self.create_or_find(topic, partitions, replicas)
+            }
+        }
+    }
+
+    /// What a topic takes, as far as its brokers tell in time.
+    pub(crate) fn takes(&self, topic: &Topic) -> Takes {
+        match topic_configs(self.client(), topic.as_str(), self.timeout().min(TELLING)) {
+            Ok(configs) => Takes {
+                most_bytes: configs.get("max.message.bytes").and_then(|most| most.parse().ok()),
+                needs_key: configs.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+            },
+            Err(error) => {
+                tracing::debug!(%topic, error = %error.chain(), "what the topic takes is not told; its broker refuses the rest");
+                Takes::default()
             }
         }
     }

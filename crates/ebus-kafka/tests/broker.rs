@@ -7,7 +7,7 @@ use ebus_core::{
     Backend, ErrorKind, Group, LogMark, NextOffset, Owned, Position, Source, SourceEvent, SourceOptions,
     Topic, TopicSpec,
 };
-use ebus_kafka::{KafkaBackend, KafkaConfig};
+use ebus_kafka::{Compression, KafkaBackend, KafkaConfig};
 use ebus_testkit::brokers::{Need, shared_trial};
 use libtest_mimic::{Failed, Trial};
 
@@ -113,12 +113,114 @@ async fn a_position_of_another_log_is_begun_anew(url: String) -> Tested {
     Ok(())
 }
 
+/// A topic that takes less than the connection would send: what is too large is refused before it is sent, to the byte, and sent
+/// again once the topic takes it.
+async fn what_a_topic_does_not_take_is_not_sent(url: String) -> Tested {
+    const MOST: usize = 2_000;
+    // 61 bytes before the record, 2 of its length, 8 in it around the payload.
+    const PAYLOAD: usize = MOST - 71;
+    let plain = |url: &str| Ok::<_, Failed>(KafkaConfig::from_url(url)?.with_compression(Compression::None));
+    let backend = KafkaBackend::connect(plain(&url)?).await?;
+    let topic = fresh("less")?;
+    let settings = [("max.message.bytes", MOST.to_string()), ("cleanup.policy", "compact".to_owned())];
+    support::create(&url, topic.as_str(), &settings).await?;
+    let message = |bytes: usize| ebus_core::Message::new(vec![b'x'; bytes]).with_key("k");
+    let publish = async |message: ebus_core::Message| {
+        backend.publisher().publish(ebus_core::Publish::new(topic.clone(), message)).await
+    };
+    publish(message(PAYLOAD)).await?;
+    // The first that is refused was looked up just before, the second looks up by itself.
+    for _ in 0..2 {
+        let error = publish(message(PAYLOAD + 1)).await.err().ok_or("a byte too many was taken")?;
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        assert!(error.to_string().contains("takes 2000"), "the broker refused it, not we: {error}");
+    }
+    let error = publish(ebus_core::Message::new("no key")).await.err().ok_or("no key was taken")?;
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    // As the broker sees it: one byte more is too much.
+    let sent = support::send(&url, topic.as_str(), PAYLOAD + 1)?;
+    assert_eq!(sent, Some(rdkafka::error::RDKafkaErrorCode::MessageSizeTooLarge), "the bound is too low");
+    support::alter(&url, topic.as_str(), ("max.message.bytes", "4000")).await?;
+    let begun = Instant::now();
+    while let Err(error) = publish(message(PAYLOAD + 1)).await {
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        assert!(begun.elapsed() < PATIENCE, "what the topic takes now is not asked for: {error}");
+    }
+    backend.close(Duration::from_secs(5)).await?;
+    Ok(())
+}
+
 mod support {
-    //! A consumer of somebody else's.
+    //! Clients of somebody else's.
+
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use libtest_mimic::Failed;
+    use rdkafka::admin::{
+        AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+    };
+    use rdkafka::client::{ClientContext, DefaultClientContext};
     use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+    use rdkafka::error::RDKafkaErrorCode;
+    use rdkafka::message::DeliveryResult;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
     use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+    fn client(url: &str) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", url.trim_start_matches("kafka://"));
+        client
+    }
+
+    /// Creates a topic of one partition with these settings.
+    pub(super) async fn create(url: &str, topic: &str, settings: &[(&str, String)]) -> Result<(), Failed> {
+        let admin: AdminClient<DefaultClientContext> = client(url).create()?;
+        let mut new = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
+        for (name, value) in settings {
+            new = new.set(name, value);
+        }
+        for result in admin.create_topics(&[new], &AdminOptions::new()).await? {
+            result.map_err(|(topic, code)| format!("{topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Changes a setting of a topic.
+    pub(super) async fn alter(url: &str, topic: &str, (name, value): (&str, &str)) -> Result<(), Failed> {
+        let admin: AdminClient<DefaultClientContext> = client(url).create()?;
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        for result in admin.alter_configs(&[change], &AdminOptions::new()).await? {
+            result.map_err(|(_, code)| format!("{topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    #[derive(Clone, Default)]
+    struct Answer(Arc<Mutex<Option<RDKafkaErrorCode>>>);
+
+    impl ClientContext for Answer {}
+
+    impl ProducerContext for Answer {
+        type DeliveryOpaque = ();
+
+        fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+            let code = result.as_ref().err().and_then(|(error, _)| error.rdkafka_error_code());
+            *self.0.lock().expect("nobody panics with it") = code;
+        }
+    }
+
+    /// Sends one message of this size, with the key `k` and no compression: why it was refused, if it was.
+    pub(super) fn send(url: &str, topic: &str, bytes: usize) -> Result<Option<RDKafkaErrorCode>, Failed> {
+        let answer = Answer::default();
+        let producer: BaseProducer<Answer> = client(url).create_with_context(answer.clone())?;
+        let payload = vec![b'x'; bytes];
+        let record = BaseRecord::<[u8], [u8]>::to(topic).key(b"k").payload(&payload);
+        producer.send(record).map_err(|(error, _)| error)?;
+        producer.flush(Duration::from_secs(10))?;
+        let code = *answer.0.lock().expect("nobody panics with it");
+        Ok(code)
+    }
 
     /// Commits for a group without members.
     pub(super) fn commit(
@@ -128,10 +230,7 @@ mod support {
         offset: i64,
         metadata: &str,
     ) -> Result<(), Failed> {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", url.trim_start_matches("kafka://"))
-            .set("group.id", group)
-            .create()?;
+        let consumer: BaseConsumer = client(url).set("group.id", group).create()?;
         let mut list = TopicPartitionList::new();
         let mut element = list.add_partition(topic, 0);
         element.set_offset(Offset::Offset(offset))?;
@@ -148,6 +247,7 @@ fn main() {
             "d_closing_while_a_revocation_is_held_lets_go_of_it",
             closing_while_a_revocation_is_held_lets_go_of_it,
         ),
+        shared("a02_what_a_topic_does_not_take_is_not_sent", what_a_topic_does_not_take_is_not_sent),
         shared("e06_a_position_of_another_log_is_begun_anew", a_position_of_another_log_is_begun_anew),
     ];
     libtest_mimic::run(&args, trials).exit();

@@ -11,7 +11,8 @@ use crate::positions::TakeOver;
 const MARK: LogMark = LogMark(7);
 
 fn source() -> KafkaSource {
-    let config = KafkaConfig::new("127.0.0.1:1");
+    // What asks the broker all the same is soon done.
+    let config = KafkaConfig::new("127.0.0.1:1").with_request_timeout(Duration::from_millis(100));
     let control = Control::new(Arc::new(config.clone())).expect("control");
     let options = SourceOptions::new(Group::new("g").expect("legal"), Vec::new());
     KafkaSource::join(&config, control, options).expect("joins without a broker")

@@ -30,7 +30,11 @@ pub(crate) struct Described {
 pub(super) struct Owned<T>(NonNull<T>, unsafe extern "C" fn(*mut T));
 
 impl<T> Owned<T> {
-    fn new(ptr: *mut T, free: unsafe extern "C" fn(*mut T), operation: &'static str) -> Result<Self, Error> {
+    pub(super) fn new(
+        ptr: *mut T,
+        free: unsafe extern "C" fn(*mut T),
+        operation: &'static str,
+    ) -> Result<Self, Error> {
         NonNull::new(ptr)
             .map(|ptr| Self(ptr, free))
             .ok_or_else(|| from_code(operation, RDKafkaErrorCode::InvalidArgument))
@@ -104,7 +108,7 @@ pub(super) fn call<C: ClientContext>(
 }
 
 /// A broker that is there: all of them know the topics, and the controller, which librdkafka would ask, may be away.
-fn any_broker<C: ClientContext>(
+pub(super) fn any_broker<C: ClientContext>(
     client: &Client<C>,
     operation: &'static str,
     timeout: Duration,
@@ -139,6 +143,15 @@ fn any_broker<C: ClientContext>(
     }
 }
 
+/// Lets a call go to this broker. If librdkafka does not take that, the controller is asked.
+pub(super) fn ask_broker(options: &Options, broker: i32) {
+    let mut text = [0 as c_char; ERR_LEN];
+    // SAFETY: `options` is live, and `text` has room for the length given.
+    unsafe {
+        rd::rd_kafka_AdminOptions_set_broker(options.ptr(), broker, text.as_mut_ptr(), ERR_LEN);
+    }
+}
+
 /// Looks topics up; `None` for one that does not exist. Never creates any.
 pub(crate) fn describe_topics<C: ClientContext>(
     client: &Client<C>,
@@ -154,11 +167,7 @@ pub(crate) fn describe_topics<C: ClientContext>(
     let kind = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
     let broker = any_broker(client, OPERATION, timeout)?;
     let event = call(client, OPERATION, kind, timeout, |rk, options, queue| {
-        let mut text = [0 as c_char; ERR_LEN];
-        // SAFETY: `options` is live, and `text` has room for the length given. If it is refused, the controller is asked.
-        unsafe {
-            rd::rd_kafka_AdminOptions_set_broker(options.ptr(), broker, text.as_mut_ptr(), ERR_LEN);
-        }
+        ask_broker(options, broker);
         // SAFETY: `pointers` are C strings that `names` keeps alive; the collection copies them. The call copies what it
         // needs of collection and options and keeps a reference to the queue.
         unsafe {

@@ -4,6 +4,7 @@
 //! - [`commit`]: commits whose answer is heard without waiting for it.
 //! - [`committed`]: a group's offsets with their metadata as bytes. The wrapper's `metadata()` panics on what is not UTF-8, and
 //!   any consumer of the group may have written such (G9).
+//! - [`configs`]: the settings of a topic.
 //! - [`ends`]: where all partitions of a topic begin and end, by one call.
 //! - [`group`]: whether a group is in a rebalance, and this member one of its members.
 //! - [`queue`]: messages of a partition by the batch. The wrapper makes an event and a reference count per message, and panics
@@ -16,6 +17,7 @@
 pub(crate) mod admin;
 pub(crate) mod commit;
 pub(crate) mod committed;
+pub(crate) mod configs;
 pub(crate) mod ends;
 pub(crate) mod group;
 pub(crate) mod produce;
