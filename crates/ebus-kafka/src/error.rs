@@ -13,7 +13,9 @@ pub(crate) fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
         | C::TimedOutQueue
         | C::PurgeQueue
         | C::PurgeInflight => ErrorKind::Timeout,
-        C::AllBrokersDown
+        // No partition asked for has a leader that is known.
+        C::NoEnt
+        | C::AllBrokersDown
         | C::BrokerTransportFailure
         | C::Resolve
         | C::BrokerNotAvailable
@@ -186,6 +188,8 @@ mod tests {
             (RDKafkaErrorCode::SaslAuthenticationFailed, ErrorKind::Denied),
             (RDKafkaErrorCode::QueueFull, ErrorKind::Overloaded),
             (RDKafkaErrorCode::UnknownLeaderEpoch, ErrorKind::Unavailable),
+            // As a join met it while its broker was killed: it passes.
+            (RDKafkaErrorCode::NoEnt, ErrorKind::Unavailable),
             (RDKafkaErrorCode::Application, ErrorKind::Unexpected),
         ] {
             assert_eq!(from_code("test", code).kind(), kind, "{code:?}");
