@@ -14,6 +14,8 @@ pub struct Capability {
     pub durable: bool,
     /// A publish with an id that the broker saw lately is stored once.
     pub deduplicates: bool,
+    /// It keeps which keys of a group are parked: [`Backend::parking`](crate::Backend::parking).
+    pub parks_keys: bool,
     /// A topic that does not exist is created, by the policy that the user chose, when it is published to or subscribed to.
     pub creates_topics: bool,
     /// The largest message in bytes: key, headers and payload.
@@ -30,6 +32,7 @@ impl Capability {
             several_members: false,
             durable: false,
             deduplicates: false,
+            parks_keys: false,
             creates_topics: false,
             max_message_bytes,
             max_idle: None,
@@ -54,6 +57,13 @@ impl Capability {
     #[must_use]
     pub fn with_deduplicates(mut self, yes: bool) -> Self {
         self.deduplicates = yes;
+        self
+    }
+
+    /// Whether it keeps which keys are parked.
+    #[must_use]
+    pub fn with_parks_keys(mut self, yes: bool) -> Self {
+        self.parks_keys = yes;
         self
     }
 

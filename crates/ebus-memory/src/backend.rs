@@ -62,6 +62,7 @@ impl Backend for MemoryBackend {
         let config = self.broker.config();
         Capability::new("memory", config.max_message_bytes)
             .with_several_members(true)
+            .with_parks_keys(true)
             .with_creates_topics(matches!(config.topic_policy, TopicPolicy::Create { .. }))
             .with_max_idle(config.max_idle)
     }
