@@ -27,6 +27,7 @@ pub(super) struct MemberBuilder<'c> {
     options: SourceOptions,
     pool: PoolConfig,
     dead_letter: Option<Topic>,
+    most_parked: Option<usize>,
     again: Option<String>,
     silent: bool,
     mortal: bool,
@@ -43,6 +44,7 @@ impl<'c> MemberBuilder<'c> {
             options: SourceOptions::new(group.clone(), topics),
             pool: PoolConfig::new(group.clone()).with_retry(RetryPolicy::fixed(RETRY)),
             dead_letter: None,
+            most_parked: None,
             again: None,
             silent: false,
             mortal: false,
@@ -81,6 +83,12 @@ impl<'c> MemberBuilder<'c> {
         self
     }
 
+    /// Keys of dead letters are parked, at most so many in a partition. The oracle holds it against the group.
+    pub(super) fn parks(mut self, most: usize) -> Self {
+        self.most_parked = Some(most);
+        self
+    }
+
     /// The same process as a member before: the oracle does not excuse that it forgot what it knew.
     pub(super) fn again(mut self, name: &str) -> Self {
         self.again = Some(name.to_owned());
@@ -106,6 +114,12 @@ impl<'c> MemberBuilder<'c> {
         let mut pool = self.pool;
         if let Some(topic) = self.dead_letter {
             pool = pool.with_dead_letter(topic, backend.publisher());
+        }
+        if let Some(most) = self.most_parked {
+            let group = self.group.as_str();
+            self.ctx.rules(|rules| rules.parks(group));
+            let store = backend.parking(&self.group).await?;
+            pool = pool.with_parked_keys(store, backend.clone(), most);
         }
         let mut handlers = Handlers::new();
         for topic in self.options.topics.iter().filter(|_| !self.silent) {

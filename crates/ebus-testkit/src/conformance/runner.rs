@@ -160,6 +160,8 @@ fn lacks(ctx: &Ctx, needs: Needs) -> Option<&'static str> {
         Needs::LongLinks if std::env::var_os("EBUS_LONG").is_none() => {
             Some("has better things to do for minutes; EBUS_LONG=1 runs it")
         }
+        Needs::Parking if !ctx.capability().parks_keys => Some("has no place for parked keys"),
+        Needs::Parking => None,
         Needs::SeveralLinks => one_member,
         Needs::Links | Needs::LongLinks => None,
         Needs::Several => one_member,

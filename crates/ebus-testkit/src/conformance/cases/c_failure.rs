@@ -216,6 +216,11 @@ pub(super) async fn c06_undecodable_is_a_dead_letter(ctx: &Ctx) -> Checked {
     ctx.until_some("three dead letters", || async { Ok((ctx.count(&dead).await? >= 3).then_some(())) })
         .await?;
     assert_eq!(ctx.log.versions("k"), [1, 2, 3, 4, 5], "one ran twice");
+    for (_, _, letter) in ctx.read_all(&dead).await? {
+        // The errors below it too: what serde found is what helps.
+        let error = header(&letter, dead_letter::ERROR);
+        assert!(error.starts_with("the payload is no JSON: ") && error.contains("line 1"), "{error:?}");
+    }
     let kept: Vec<_> = ctx.read_all(&dead).await?.into_iter().map(|(_, _, letter)| letter.payload).collect();
     assert_eq!(kept, payloads[1..4], "a dead letter does not keep the bytes");
     Ok(())
@@ -252,6 +257,39 @@ pub(super) async fn c07_a_retry_that_waits_holds_no_slot(ctx: &Ctx) -> Checked {
     let runs = ctx.log.all();
     let before_retry = runs.iter().take_while(|ran| !(ran.key == "bad" && ran.attempt == 2)).count();
     assert!(before_retry > 1, "nothing ran while the retry waited");
+    Ok(())
+}
+
+/// c11: a dead letter larger than its topic allows: published with its error cut and marked.
+pub(super) async fn c11_a_dead_letter_too_large_is_cut_and_marked(ctx: &Ctx) -> Checked {
+    let topic = ctx.topic("large", 1).await?;
+    let dead = ctx.topic("large.dead", 1).await?;
+    // Room for a short error beside the names of this case, and none for 4 KiB.
+    let payload = vec![b'x'; ctx.capability().max_message_bytes - 2_000];
+    let mut sent = message("k", 1);
+    sent.payload = payload.clone().into();
+    ctx.publisher().publish(Publish::new(topic.clone(), sent)).await?;
+    ctx.publish(&topic, &["k"], 2..=2).await?;
+    let _member = ctx
+        .member("m", &ctx.group("g"), &[&topic])
+        .dead_letter(&dead)
+        .handler(|_| async { rejects(&"ü".repeat(10_000)) })
+        .start()
+        .await?;
+    let letters = ctx
+        .until_some("both are dead letters", || async {
+            let letters = ctx.read_all(&dead).await?;
+            Ok((letters.len() >= 2).then_some(letters))
+        })
+        .await?;
+    let (large, small) = (&letters[0].2, &letters[1].2);
+    assert!(large.payload == payload, "its payload is not whole");
+    for (letter, most) in [(large, 64), (small, 4_096)] {
+        assert_eq!(header(letter, dead_letter::CUT), "true");
+        let error = header(letter, dead_letter::ERROR);
+        assert!(error.starts_with('ü') && error.len() <= most, "{} bytes", error.len());
+        assert_eq!(header(letter, dead_letter::ATTEMPTS), "1");
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use super::failure::Checked;
 mod a_one;
 mod b_many;
 mod c_failure;
+mod c_parked;
 mod d_cut_off;
 mod d_hand_over;
 mod d_ownership;
@@ -43,6 +44,8 @@ pub(super) enum Needs {
     Several,
     /// [`Faults`](super::faults::Faults), and several members.
     Faults,
+    /// A place for parked keys.
+    Parking,
     /// [`LogFaults`](super::faults::LogFaults).
     LogFaults,
     /// A broker of its own, of one node.
@@ -108,7 +111,16 @@ pub(super) fn all() -> Vec<Case> {
             c05_panic_is_the_failure_of_that_message
             c06_undecodable_is_a_dead_letter
             c07_a_retry_that_waits_holds_no_slot
+            c11_a_dead_letter_too_large_is_cut_and_marked
             c12_without_dead_letters_retried_for_ever
+        }
+        c_parked Parking {
+            c13_what_follows_a_dead_letter_is_parked_and_redriven
+            c14_the_next_owner_knows_what_is_parked
+            c15_a_redrive_that_fails_again_stops_there
+            c16_killed_while_redriving_the_next_goes_on
+            c17_a_full_list_makes_a_key_wait
+            c18_handed_over_while_redriving_repeats_nothing
         }
         d_hand_over Anywhere {
             d02_leaves_cleanly_with_a_slow_key

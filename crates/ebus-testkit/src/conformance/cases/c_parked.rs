@@ -1,0 +1,288 @@
+//! C. Failure of a handler: parked keys.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ebus_core::{Backend, Delivery, Group, Key, Outcome, PartitionId, Topic};
+use ebus_pool::{ParkedKey, dead_letter};
+
+use super::super::ctx::{Ctx, keys};
+use super::super::failure::{Checked, Failure};
+use super::super::handler::rejects;
+use super::super::member::MemberBuilder;
+use crate::record::version_from_header;
+
+const BAD: &str = "bad";
+
+/// From this version on, the key `bad` is rejected; 0 when it is not.
+#[derive(Clone, Default)]
+struct From(Arc<AtomicU64>);
+
+impl From {
+    fn version(version: u64) -> Self {
+        let from = Self::default();
+        from.set(version);
+        from
+    }
+
+    fn set(&self, version: u64) {
+        self.0.store(version, Ordering::SeqCst);
+    }
+
+    fn rejects(&self, delivery: &Delivery) -> bool {
+        let from = self.0.load(Ordering::SeqCst);
+        let version = version_from_header(delivery.message()).unwrap_or_default();
+        delivery.key() == Some(&Key::from(BAD)) && from != 0 && version >= from
+    }
+}
+
+/// A member that parks, and rejects what `from` says; a run of the bad key takes a moment.
+fn parking<'c>(
+    ctx: &'c Ctx,
+    label: &str,
+    group: &Group,
+    (topic, dead): (&Topic, &Topic),
+    from: &From,
+) -> MemberBuilder<'c> {
+    let from = from.clone();
+    ctx.member(label, group, &[topic]).dead_letter(dead).parks(100).handler(move |delivery| {
+        let from = from.clone();
+        async move {
+            if delivery.key() == Some(&Key::from(BAD)) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            if from.rejects(&delivery) { rejects("it is broken") } else { Outcome::Ack }
+        }
+    })
+}
+
+async fn parked(
+    backend: &dyn Backend,
+    group: &Group,
+    topic: &Topic,
+) -> Checked<Vec<(PartitionId, ParkedKey)>> {
+    let store = backend.parking(group).await?;
+    let mut all = Vec::new();
+    for partition in (0..).take(backend.describe_topic(topic).await?.partitions.len()) {
+        let partition = PartitionId::new(topic.clone(), partition);
+        let keys = ebus_pool::parked_keys(&*store, &partition).await?;
+        all.extend(keys.into_iter().map(|parked| (partition.clone(), parked)));
+    }
+    Ok(all)
+}
+
+async fn ask(backend: &dyn Backend, group: &Group, topic: &Topic) -> Checked {
+    let store = backend.parking(group).await?;
+    let parked = parked(backend, group, topic).await?;
+    let Some((partition, parked)) = parked.first() else { return Err(Failure::new("nothing is parked")) };
+    Ok(ebus_pool::redrive(&*store, partition, &parked.key).await?)
+}
+
+async fn until_free(ctx: &Ctx, group: &Group, topic: &Topic) -> Checked {
+    ctx.until_some("no key is parked any more", || async {
+        Ok(parked(&*ctx.control, group, topic).await?.is_empty().then_some(()))
+    })
+    .await
+}
+
+/// Versions of the bad key in the dead-letter topic, and why they are there.
+async fn letters(ctx: &Ctx, dead: &Topic) -> Checked<Vec<(u64, String)>> {
+    let all = ctx.read_all(dead).await?;
+    let told = all.iter().map(|(_, _, letter)| {
+        let reason = letter.headers.first_str(dead_letter::REASON).unwrap_or_default();
+        (version_from_header(letter).unwrap_or_default(), reason.to_owned())
+    });
+    Ok(told.collect())
+}
+
+async fn until_letters(ctx: &Ctx, dead: &Topic, count: usize) -> Checked<Vec<(u64, String)>> {
+    ctx.until_some("the messages are dead letters", || async {
+        Ok(Some(letters(ctx, dead).await?).filter(|letters| letters.len() >= count))
+    })
+    .await
+}
+
+fn told(versions: std::ops::RangeInclusive<u64>) -> Vec<(u64, String)> {
+    let first = *versions.start();
+    versions
+        .map(|version| (version, if version == first { "rejected" } else { "parked" }.to_owned()))
+        .collect()
+}
+
+/// c13: a dead letter parks its key: what follows goes after it in order without a run, other keys go on; redriven, all of it
+/// runs in order, and then the key's own messages go on.
+pub(super) async fn c13_what_follows_a_dead_letter_is_parked_and_redriven(ctx: &Ctx) -> Checked {
+    const OTHERS: usize = 10;
+    let (topic, dead) = (ctx.topic("parking", 2).await?, ctx.topic("parking.dead", 2).await?);
+    let group = ctx.group("g");
+    let mut names = vec![BAD.to_owned()];
+    names.extend(keys("good", OTHERS));
+    ctx.publish(&topic, &names, 1..=10).await?;
+    let from = From::version(4);
+    let member = parking(ctx, "m", &group, (&topic, &dead), &from).start().await?;
+    ctx.until_handled(10 * OTHERS + 3).await?;
+    assert_eq!(until_letters(ctx, &dead, 7).await?, told(4..=10));
+    assert_eq!(ctx.log.versions(BAD), [1, 2, 3, 4], "what follows ran");
+    let listed = parked(&*ctx.control, &group, &topic).await?;
+    assert_eq!(listed.len(), 1);
+    assert_eq!((&listed[0].1.key, listed[0].1.stopped), (&Key::from(BAD), false));
+    assert!(listed[0].1.error.contains("it is broken"), "{:?}", listed[0].1);
+    let state = member.state().await;
+    assert_eq!(state.partitions.iter().map(|partition| partition.parked_keys).sum::<usize>(), 1);
+    ctx.until_some("they are counted", || async {
+        let counters = member.pool().counters();
+        Ok(((counters.dead_letters, counters.parked) == (7, 6)).then_some(()))
+    })
+    .await?;
+    from.set(0);
+    ask(&*ctx.control, &group, &topic).await?;
+    until_free(ctx, &group, &topic).await?;
+    assert_eq!(ctx.log.versions(BAD), [1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10]);
+    ctx.publish(&topic, &names, 11..=11).await?;
+    ctx.until_handled(11 * (OTHERS + 1)).await?;
+    assert_eq!(ctx.count(&dead).await?, 7);
+    assert_eq!(member.pool().counters().redriven, 7);
+    Ok(())
+}
+
+/// c14: killed or gone, the next owner knows what is parked before its first delivery; a program that is no member asks for it.
+pub(super) async fn c14_the_next_owner_knows_what_is_parked(ctx: &Ctx) -> Checked {
+    let (topic, dead) = (ctx.topic("parking", 2).await?, ctx.topic("parking.dead", 2).await?);
+    let group = ctx.group("g");
+    let from = From::version(1);
+    ctx.publish(&topic, &[BAD], 1..=3).await?;
+    let first = parking(ctx, "first", &group, (&topic, &dead), &from).mortal().start().await?;
+    until_letters(ctx, &dead, 3).await?;
+    first.kill().await?;
+    // What the next owners get of this key would succeed, if they ran it.
+    from.set(0);
+    ctx.publish(&topic, &[BAD], 4..=6).await?;
+    let second = parking(ctx, "second", &group, (&topic, &dead), &from).start().await?;
+    ctx.until_some("what follows is there too", || async {
+        Ok(letters(ctx, &dead).await?.iter().any(|letter| letter.0 == 6).then_some(()))
+    })
+    .await?;
+    let report = second.drain(ctx.patience()).await;
+    assert!(report.committed.is_ok(), "{report:?}");
+    ctx.publish(&topic, &[BAD], 7..=9).await?;
+    // Nobody owns the partition: the request waits.
+    ask(&*ctx.control, &group, &topic).await?;
+    let _third = parking(ctx, "third", &group, (&topic, &dead), &from).start().await?;
+    ctx.until_handled(9).await?;
+    until_free(ctx, &group, &topic).await?;
+    assert_eq!(ctx.log.versions(BAD), [1, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    Ok(())
+}
+
+/// c15: a redriven message that fails again: the key stays parked there, that is visible, and the next redrive begins with it.
+pub(super) async fn c15_a_redrive_that_fails_again_stops_there(ctx: &Ctx) -> Checked {
+    let (topic, dead) = (ctx.topic("parking", 1).await?, ctx.topic("parking.dead", 1).await?);
+    let group = ctx.group("g");
+    ctx.publish(&topic, &[BAD], 1..=5).await?;
+    let from = From::version(1);
+    let _member = parking(ctx, "m", &group, (&topic, &dead), &from).start().await?;
+    until_letters(ctx, &dead, 5).await?;
+    from.set(3);
+    ask(&*ctx.control, &group, &topic).await?;
+    let stopped = ctx
+        .until_some("the redrive has stopped", || async {
+            let parked = parked(&*ctx.control, &group, &topic).await?;
+            Ok(parked.into_iter().find(|(_, parked)| parked.stopped))
+        })
+        .await?;
+    assert!(stopped.1.error.contains("it is broken"), "{stopped:?}");
+    assert_eq!(ctx.log.versions(BAD), [1, 1, 2, 3]);
+    ctx.publish(&topic, &[BAD], 6..=6).await?;
+    assert_eq!(until_letters(ctx, &dead, 6).await?, told(1..=6));
+    from.set(0);
+    ask(&*ctx.control, &group, &topic).await?;
+    until_free(ctx, &group, &topic).await?;
+    assert_eq!(ctx.log.versions(BAD), [1, 1, 2, 3, 3, 4, 5, 6]);
+    Ok(())
+}
+
+/// c16: the owner is killed while it redrives: the next one goes on where it was, without being asked again.
+pub(super) async fn c16_killed_while_redriving_the_next_goes_on(ctx: &Ctx) -> Checked {
+    const PARKED: u64 = 100;
+    let (topic, dead) = (ctx.topic("parking", 2).await?, ctx.topic("parking.dead", 2).await?);
+    let group = ctx.group("g");
+    ctx.publish(&topic, &[BAD], 1..=PARKED).await?;
+    let from = From::version(1);
+    let first = parking(ctx, "first", &group, (&topic, &dead), &from).mortal().start().await?;
+    until_letters(ctx, &dead, PARKED as usize).await?;
+    ctx.until_some("all of it is committed", || async {
+        Ok((ctx.finished(&group, &topic).await? >= PARKED as usize).then_some(()))
+    })
+    .await?;
+    from.set(0);
+    ask(&*ctx.control, &group, &topic).await?;
+    ctx.until_handled(PARKED as usize / 4).await?;
+    first.kill().await?;
+    let before = ctx.log.acked();
+    ctx.publish(&topic, &[BAD], PARKED + 1..=PARKED + 5).await?;
+    let _second = parking(ctx, "second", &group, (&topic, &dead), &from).start().await?;
+    ctx.until_handled(PARKED as usize + 5).await?;
+    until_free(ctx, &group, &topic).await?;
+    let again = ctx.log.acked() - (PARKED as usize + 5);
+    assert!(again <= 1, "{again} ran again, of {before}: what is kept after each of them was not looked at");
+    Ok(())
+}
+
+/// c17: no place for one key more: its message waits as without a dead-letter topic, is visible as stuck, and nothing is lost.
+pub(super) async fn c17_a_full_list_makes_a_key_wait(ctx: &Ctx) -> Checked {
+    let (topic, dead) = (ctx.topic("parking", 1).await?, ctx.topic("parking.dead", 1).await?);
+    let group = ctx.group("g");
+    let broken = Arc::new(AtomicU64::new(1));
+    let seen = broken.clone();
+    let member = ctx
+        .member("m", &group, &[&topic])
+        .dead_letter(&dead)
+        .parks(1)
+        .handler(move |_| {
+            let broken = seen.load(Ordering::SeqCst) == 1;
+            async move { if broken { rejects("it is broken") } else { Outcome::Ack } }
+        })
+        .start()
+        .await?;
+    ctx.publish(&topic, &["one"], 1..=2).await?;
+    until_letters(ctx, &dead, 2).await?;
+    ctx.publish(&topic, &["two"], 1..=2).await?;
+    let stuck = ctx
+        .until_some("the other is stuck", || async {
+            Ok(member.state().await.stuck.into_iter().find(|stuck| stuck.attempts >= 3))
+        })
+        .await?;
+    let why = stuck.last_error.map(|error| error.chain()).unwrap_or_default();
+    assert!(why.contains("full") && why.contains("it is broken"), "{why:?}");
+    assert_eq!((stuck.key, stuck.waiting_behind), (Some(Key::from("two")), 1));
+    assert_eq!(ctx.count(&dead).await?, 2);
+    broken.store(0, Ordering::SeqCst);
+    ctx.until_some("it goes on", || async { Ok((ctx.log.handled() == 2).then_some(())) }).await?;
+    ask(&*ctx.control, &group, &topic).await?;
+    until_free(ctx, &group, &topic).await?;
+    ctx.until_handled(4).await
+}
+
+/// c18: a member leaves while it redrives: nothing runs again, and the next one goes on without being asked.
+pub(super) async fn c18_handed_over_while_redriving_repeats_nothing(ctx: &Ctx) -> Checked {
+    const PARKED: u64 = 60;
+    let (topic, dead) = (ctx.topic("parking", 1).await?, ctx.topic("parking.dead", 1).await?);
+    let group = ctx.group("g");
+    ctx.publish(&topic, &[BAD], 1..=PARKED).await?;
+    let from = From::version(1);
+    let first = parking(ctx, "first", &group, (&topic, &dead), &from).start().await?;
+    until_letters(ctx, &dead, PARKED as usize).await?;
+    from.set(0);
+    ask(&*ctx.control, &group, &topic).await?;
+    ctx.until_handled(PARKED as usize / 4).await?;
+    let report = first.drain(ctx.patience()).await;
+    assert!(report.committed.is_ok(), "{report:?}");
+    let before = ctx.log.acked();
+    assert!(before < PARKED as usize, "it was done before it was asked to leave");
+    let _second = parking(ctx, "second", &group, (&topic, &dead), &from).start().await?;
+    ctx.until_handled(PARKED as usize).await?;
+    until_free(ctx, &group, &topic).await?;
+    assert_eq!(ctx.log.acked(), PARKED as usize, "something ran again");
+    Ok(())
+}
