@@ -98,12 +98,6 @@ impl Batch {
         }
     }
 
-    /// The connection was made anew: what it says of the anchor and of the members need not be in their order.
-    pub(crate) fn lose_anchor(&mut self) {
-        self.anchor = u64::MAX;
-        self.anchored = None;
-    }
-
     /// What the end of the batch says: the first `count` were dealt with, and the last of them stands at `last`.
     pub(crate) fn outcome(&self, last: u64, count: u64) -> Outcome {
         let count = usize::try_from(count).unwrap_or(usize::MAX).min(self.members.len());

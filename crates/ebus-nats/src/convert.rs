@@ -5,7 +5,7 @@
 //! | `Ebus` | the timestamp in milliseconds, then the key: after a space as it is, where it is plain text; after `=` any other, base64url; neither without a key. It marks a message as ours |
 //! | `Ebus-Order` | the exact list of headers, only where native headers alone would not bring it back |
 //! | all others | the headers, natively |
-//! | `Nats-Msg-Id` | for the server; never part of the message's own headers |
+//! | `Nats-Msg-Id` | for the server, the caller's or one of ours; never part of the message's own headers |
 //!
 //! One header for both, because each is an entry of a map on both sides, and is stored: three of them made publishing a fifth
 //! slower. See [`headers`](crate::headers) for `Ebus-Order`. A message without a legal `Ebus` was published by somebody
@@ -30,6 +30,9 @@ const KEY: &str = "Ebus-Key";
 /// What headers and payload take of a message on the wire besides the message itself, at most, without an id: the frame,
 /// time, and the names.
 pub(crate) const OVERHEAD: usize = 512;
+
+/// What an id of ours takes in the headers, at most.
+pub(crate) const OWN_ID: usize = "Nats-Msg-Id".len() + SEPARATORS + 11 + 20;
 
 /// What a header takes besides its name and its value.
 const SEPARATORS: usize = ": \r\n".len();

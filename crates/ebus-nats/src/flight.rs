@@ -9,6 +9,8 @@ use ebus_core::{Error, Message, Receipt, Topic};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::digits;
+
 /// A topic that is published to, and its number among those of the connection.
 #[derive(Debug)]
 pub(crate) struct Route {
@@ -27,8 +29,9 @@ pub(crate) struct Flight {
     pub(crate) message: Message,
     /// Taken when it is sent.
     pub(crate) headers: HeaderMap,
-    /// Whether the server looks at an id: such a message goes by itself, because it may have an older offset.
-    pub(crate) has_id: bool,
+    /// The caller's own id, in the headers already: such a message goes by itself, because it may have an older offset. All
+    /// others get one of ours when they are sent.
+    pub(crate) id: Option<Box<str>>,
     /// The hash of the key; `None` without a key.
     pub(crate) hash: Option<u32>,
     /// Where it went; known when it is sent.
@@ -36,7 +39,16 @@ pub(crate) struct Flight {
     /// What the gate counts of it.
     pub(crate) bytes: usize,
     pub(crate) deadline: Instant,
-    pub(crate) reply: oneshot::Sender<Result<Receipt, Error>>,
+    /// Who waits; nobody when the time-out was told.
+    pub(crate) reply: Option<oneshot::Sender<Result<Receipt, Error>>>,
+}
+
+/// The id of the message sent under this number: unique among all publishers, because the prefix is.
+pub(crate) fn own_id(prefix: &str, number: u64) -> String {
+    let mut id = String::with_capacity(prefix.len() + digits::count(number));
+    id.push_str(prefix);
+    digits::push(&mut id, number);
+    id
 }
 
 /// A message that is not sent yet.
@@ -48,11 +60,15 @@ pub(crate) struct Queued {
 
 /// What is sent, found by the number that its acknowledgement carries. O(1): acknowledgements come nearly in order.
 ///
-/// Numbers are never used again, so that an acknowledgement that comes after its time-out is nobody's.
+/// Numbers are never used again. What had its time-out stays, until the server is seen to have got a later one: until then it
+/// may still be on its way.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     base: u64,
     flights: VecDeque<Option<(u64, Box<Flight>)>>,
+    /// All below had their time-out.
+    expired: u64,
+    /// How many had none.
     len: usize,
 }
 
@@ -68,22 +84,26 @@ impl Window {
         self.len += 1;
     }
 
-    /// The number of the oldest one that is not done, or of the next one.
+    /// The number of the oldest one, or of the next one.
     pub(crate) fn base(&self) -> u64 {
         self.base
     }
 
-    /// The message of this number, if it is not done.
+    fn index(&self, number: u64) -> Option<usize> {
+        usize::try_from(number.checked_sub(self.base)?).ok()
+    }
+
+    /// The message of this number, if it is not done and had no time-out.
     pub(crate) fn get(&self, number: u64) -> Option<&Flight> {
-        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        let index = self.index(number).filter(|_| number >= self.expired)?;
         self.flights.get(index)?.as_ref().map(|(_, flight)| &**flight)
     }
 
     /// The message of this number, once.
     pub(crate) fn take(&mut self, number: u64) -> Option<(u64, Box<Flight>)> {
-        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        let index = self.index(number)?;
         let taken = self.flights.get_mut(index)?.take()?;
-        self.len -= 1;
+        self.len -= usize::from(number >= self.expired);
         self.trim();
         Some(taken)
     }
@@ -95,29 +115,53 @@ impl Window {
         }
     }
 
-    /// The oldest one.
+    /// The oldest one that had no time-out.
     pub(crate) fn front(&self) -> Option<&Flight> {
-        self.flights.front().and_then(Option::as_ref).map(|(_, flight)| &**flight)
+        let from = self.index(self.expired).unwrap_or(0);
+        self.flights.range(from.min(self.flights.len())..).flatten().next().map(|(_, flight)| &**flight)
     }
 
-    /// Takes the oldest one.
-    pub(crate) fn pop(&mut self) -> Option<(u64, Box<Flight>)> {
-        let popped = self.flights.front_mut()?.take()?;
+    /// The oldest one that had no time-out, which it has now. It stays.
+    pub(crate) fn expire(&mut self, now: Instant) -> Option<(u64, &mut Flight)> {
+        let from = self.index(self.expired).unwrap_or(0);
+        let index = from + self.flights.range(from.min(self.flights.len())..).position(Option::is_some)?;
+        let (sequence, flight) = self.flights[index].as_mut()?;
+        if flight.deadline > now {
+            return None;
+        }
+        self.expired = self.base + index as u64 + 1;
         self.len -= 1;
-        self.trim();
-        Some(popped)
+        Some((*sequence, flight))
     }
 
+    /// Takes the oldest of those in front of this number, if it had its time-out.
+    pub(crate) fn pop_expired(&mut self, number: u64) -> Option<Box<Flight>> {
+        if self.base >= number.min(self.expired) {
+            return None;
+        }
+        self.pop().map(|(_, _, flight)| flight)
+    }
+
+    /// Takes the oldest one: its number, its sequence and itself.
+    pub(crate) fn pop(&mut self) -> Option<(u64, u64, Box<Flight>)> {
+        let number = self.base;
+        let (sequence, flight) = self.flights.front_mut()?.take()?;
+        self.len -= usize::from(number >= self.expired);
+        self.trim();
+        Some((number, sequence, flight))
+    }
+
+    /// How many wait for their answer.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn flight() -> Box<Flight> {
+    pub(crate) fn flight() -> Box<Flight> {
         let topic = Topic::new("orders").expect("legal");
         let route =
             Route { id: 0, topic, stream: "orders".into(), max_message_bytes: AtomicUsize::new(usize::MAX) };
@@ -125,12 +169,12 @@ mod tests {
             route: Arc::new(route),
             message: Message::new("x"),
             headers: HeaderMap::new(),
-            has_id: false,
+            id: None,
             hash: None,
             partition: 0,
             bytes: 1,
             deadline: Instant::now(),
-            reply: oneshot::channel().0,
+            reply: Some(oneshot::channel().0),
         })
     }
 
@@ -146,13 +190,36 @@ mod tests {
         assert_eq!(numbers, [0, 1, 2, 3]);
         assert_eq!(window.take(1).map(|(sequence, _)| sequence), Some(6));
         assert!(window.take(1).is_none() && window.take(4).is_none());
-        assert_eq!(window.pop().map(|(sequence, _)| sequence), Some(5));
-        assert_eq!(window.pop().map(|(sequence, _)| sequence), Some(9));
+        assert_eq!(window.pop().map(|(number, sequence, _)| (number, sequence)), Some((0, 5)));
+        assert_eq!(window.pop().map(|(number, sequence, _)| (number, sequence)), Some((2, 9)));
         assert_eq!(window.len(), 1);
         assert!(window.take(3).is_some() && window.pop().is_none());
         assert_eq!(window.next_number(), 4);
         window.push(20, flight());
         assert!(window.take(3).is_none(), "too late");
         assert_eq!(window.take(4).map(|(sequence, _)| sequence), Some(20));
+    }
+
+    #[tokio::test]
+    async fn p7_what_had_its_time_out_stays_until_a_later_one_is_known_to_have_come() {
+        let mut window = Window::default();
+        for sequence in 0..4 {
+            window.push(sequence, flight());
+        }
+        let now = Instant::now();
+        assert!(window.take(1).is_some());
+        assert_eq!(window.expire(now).map(|(sequence, _)| sequence), Some(0));
+        assert_eq!(window.expire(now).map(|(sequence, _)| sequence), Some(2));
+        assert_eq!((window.len(), window.front().is_some()), (1, true));
+        assert!(window.get(2).is_none() && window.get(3).is_some());
+        assert!(window.pop_expired(0).is_none(), "nothing is in front of it");
+        assert!(window.take(3).is_some());
+        assert!(window.pop_expired(3).is_some() && window.pop_expired(3).is_some());
+        assert!(window.pop_expired(3).is_none());
+        assert_eq!((window.len(), window.base(), window.next_number()), (0, 4, 4));
+        window.push(9, flight());
+        assert_eq!(window.expire(Instant::now()).map(|(sequence, _)| sequence), Some(9));
+        assert!(window.pop_expired(4).is_none(), "its own answer is another thing");
+        assert!(window.take(4).is_some() && window.pop().is_none());
     }
 }

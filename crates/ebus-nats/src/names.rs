@@ -31,6 +31,11 @@ pub(crate) fn subject(topic: &Topic, partition: u32) -> String {
     format!("{topic}.{partition}")
 }
 
+/// The subject of what nobody reads.
+pub(crate) fn void(topic: &Topic) -> String {
+    format!("{topic}.void")
+}
+
 /// The key of a group's record of one partition.
 pub(crate) fn record_key(group: &Group, topic: &Topic, partition: u32) -> String {
     format!("p.{}.{}.{partition}", escaped(group.as_str()), escaped(topic.as_str()))

@@ -97,7 +97,8 @@ pub(crate) fn max_message_bytes(max_payload: usize) -> usize {
 /// - `poll_ready` takes a place among the messages in flight, and is pending while bytes in flight exceed their bound.
 ///   A clone that is dropped gives its place back.
 /// - `call` enqueues at once: the order of `call` is the order on the wire. One task hands messages on.
-/// - Nothing is sent twice. An error is [`Safe`](ebus_core::Retryability::Safe) to try again only if no later message of
+/// - What may come late, from a connection that ended, is void before anything later goes to its topic; only with an id of the
+///   caller's own, or to a stream of other make, it is sent again instead, under its id. An error is [`Safe`](ebus_core::Retryability::Safe) to try again only if no later message of
 ///   its key had been called.
 /// - Offsets are sequences of the stream that all partitions share: those of one partition grow, with gaps.
 ///
@@ -149,6 +150,7 @@ impl NatsProducer {
             .with_context("id", format_args!("{id:?}")));
         }
         let (headers, header_bytes) = convert::encode(&message, id);
+        let header_bytes = header_bytes + if id.is_some() { 0 } else { convert::OWN_ID };
         let bytes = message.byte_len();
         let wire_bytes = header_bytes + message.payload.len();
         let max_payload = self.shared.client.max_payload();
@@ -177,11 +179,11 @@ impl NatsProducer {
             hash: message.key.as_ref().map(|key| hash::murmur2(key.as_bytes())),
             message,
             headers,
-            has_id: id.is_some(),
+            id: id.map(Box::from),
             partition: 0,
             bytes,
             deadline: Instant::now() + self.shared.timeout,
-            reply,
+            reply: Some(reply),
         });
         self.shared.gate.carry(bytes);
         self.shared.commands.send(Command::Publish(flight)).map_err(|_| {

@@ -2,13 +2,15 @@
 //!
 //! It hands messages to the client in the order of `call` and takes acknowledgements apart, so that publishing is
 //! pipelined and still ordered. While the connection is down nothing is handed on: what waits here fails at its deadline
-//! and was surely not stored. Nothing is ever sent twice.
+//! and was surely not stored. What a connection that ended leaves uncertain is made certain first of all on the next one
+//! (`uncertain`).
 //!
 //! Where the server has batches and this connection is likely to be the stream's only publisher, what is sent while others
 //! are on their way goes as batches (`batches`).
 
 mod batches;
 mod deadlines;
+mod uncertain;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::message::OutboundMessage;
 use async_nats::{PublishErrorKind, Subscriber};
 use ebus_core::{Error, ErrorKind, Receipt, Retryability};
@@ -30,17 +33,21 @@ use crate::ack::Ack;
 use crate::batch::Batch;
 use crate::connection::Connection;
 use crate::error;
-use crate::flight::{Flight, Queued, Window};
+use crate::flight::{Flight, Queued, Window, own_id};
 use crate::gate::Gate;
 use crate::keys::LastOfKey;
 use crate::place;
 use crate::route::{Known, RouteState};
 use crate::stream::{self, TopicStream};
+pub(crate) use uncertain::Uncertainty;
 
 /// How much is done before other tasks get their turn.
 const BATCH: usize = 64;
 /// How many batches are done in one turn.
 const ROUNDS: usize = 8;
+
+/// Of what may be in flight, so many times as much may have had its time-out and be on its way yet.
+const KEPT: usize = 4;
 
 const OPERATION: &str = "publish";
 
@@ -74,13 +81,17 @@ pub(crate) struct Pump {
     lookups: FuturesUnordered<Lookup>,
     /// Batches whose end is not known, by age; the open one of a route is in its state.
     batches: VecDeque<Batch>,
-    /// What the ids of this connection's batches begin with: unique among all publishers.
-    batch_prefix: String,
+    /// What the ids of this connection's messages and batches begin with: unique among all publishers.
+    id_prefix: String,
     next_batch: u64,
     places: FuturesUnordered<Places>,
     /// How often the connection was made when the last message was sent.
     generation: u64,
+    /// Since when the connection is down.
+    down_since: Option<Instant>,
     window: Window,
+    /// What had its time-out and may be on its way yet: messages and bytes.
+    kept: (usize, usize),
     keys: LastOfKey,
     next_sequence: u64,
     timer: Pin<Box<Sleep>>,
@@ -111,7 +122,7 @@ impl Pump {
             intake,
             buffer: Vec::with_capacity(BATCH),
             intake_ended: false,
-            batch_prefix: batches::prefix(&inbox),
+            id_prefix: batches::prefix(&inbox),
             inbox,
             acks,
             queue: VecDeque::new(),
@@ -121,7 +132,9 @@ impl Pump {
             next_batch: 0,
             places: FuturesUnordered::new(),
             generation: 0,
+            down_since: None,
             window: Window::default(),
+            kept: (0, 0),
             keys: LastOfKey::default(),
             next_sequence: 0,
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
@@ -187,12 +200,19 @@ impl Pump {
 
     fn answered(&mut self, message: &async_nats::Message) {
         let tail = message.subject.get(self.inbox.len() + 1..).unwrap_or_default();
+        if let Some(number) = tail.strip_prefix(uncertain::ASKED) {
+            if let Ok(number) = number.parse() {
+                self.told(number, message);
+            }
+            return;
+        }
         let Ok(number) = tail.parse() else {
             self.batch_answered(message);
             return;
         };
-        // What is not in the window had its time-out before.
-        let Some((sequence, flight)) = self.window.take(number) else { return };
+        let Some((sequence, flight)) = self.take(number) else {
+            return self.answered_late(number, message);
+        };
         match Ack::read_of(message, &flight.route.stream) {
             Ok(ack) => {
                 if let Ack::Stored { sequence: offset, duplicate: false } = ack {
@@ -204,11 +224,20 @@ impl Pump {
         }
     }
 
+    /// The message of this number, which the server has answered: so what was sent before it has come there too.
+    fn take(&mut self, number: u64) -> Option<(u64, Box<Flight>)> {
+        while let Some(flight) = self.window.pop_expired(number) {
+            forget(&mut self.kept, &flight);
+        }
+        self.window.take(number)
+    }
+
     fn acknowledged(&mut self, sequence: u64, flight: Box<Flight>, ack: Ack) {
         match ack {
             Ack::Stored { sequence: offset, duplicate } => {
                 let topic = flight.route.topic.clone();
-                let receipt = Receipt::new(topic, flight.partition, offset).with_duplicate(duplicate);
+                let receipt = Receipt::new(topic, flight.partition, offset)
+                    .with_duplicate(duplicate && flight.id.is_some());
                 self.finish(sequence, flight, Ok(receipt));
             }
             Ack::Refused { code, status, description } => {
@@ -297,8 +326,14 @@ impl Pump {
                 }
             }
             Err(error) => {
-                for queued in waiting {
-                    self.fail(queued.sequence, queued.flight, error.clone());
+                let uncertain: Vec<_> = match error.kind() {
+                    // It has nowhere to go any more.
+                    ErrorKind::NotFound => state.uncertain.drain().collect(),
+                    _ => Vec::new(),
+                };
+                let waiting = waiting.into_iter().map(|queued| (queued.sequence, queued.flight));
+                for (sequence, flight) in uncertain.into_iter().chain(waiting) {
+                    self.fail(sequence, flight, error.clone());
                 }
             }
         }
@@ -311,6 +346,8 @@ impl Pump {
             return false;
         }
         self.notice_reconnect();
+        let config = &self.connection.config;
+        let is_full = self.kept.0 >= KEPT * config.max_in_flight || self.kept.1 >= config.max_in_flight_bytes;
         for done in 0..BATCH {
             let Some(head) = self.queue.front() else { return done > 0 };
             let route = head.flight.route.clone();
@@ -322,6 +359,13 @@ impl Pump {
                 state.waiting.extend(self.queue.pop_front());
                 self.look(route.id);
                 continue;
+            }
+            if !state.uncertain.is_empty() {
+                state.waiting.extend(self.queue.pop_front());
+                continue;
+            }
+            if is_full && self.window.len() > 0 {
+                return done > 0;
             }
             match Pin::new(&mut self.sink).poll_ready(cx) {
                 Poll::Pending => return done > 0,
@@ -348,11 +392,15 @@ impl Pump {
         let reply = self.reply(id, number, &flight);
         let Some(known) = self.routes[id].as_mut().and_then(|state| state.known.as_mut()) else { return };
         flight.partition = known.partition(flight.hash);
+        let mut headers = std::mem::take(&mut flight.headers);
+        if flight.id.is_none() {
+            headers.insert(NATS_MESSAGE_ID, own_id(&self.id_prefix, number));
+        }
         let message = OutboundMessage {
             subject: known.subjects[flight.partition as usize].clone(),
             reply: Some(reply),
             payload: flight.message.payload.clone(),
-            headers: Some(std::mem::take(&mut flight.headers)),
+            headers: Some(headers),
         };
         match Pin::new(&mut self.sink).start_send(message) {
             Ok(()) => self.window.push(sequence, flight),
@@ -370,16 +418,19 @@ impl Pump {
     }
 
     fn fail_all(&mut self, error: &Error) -> usize {
-        let mut all: Vec<_> = std::iter::from_fn(|| self.window.pop()).collect();
+        let mut all: Vec<_> = std::iter::from_fn(|| self.window.pop())
+            .map(|(_, sequence, flight)| (sequence, flight))
+            .collect();
         let mut queued: Vec<_> = self.queue.drain(..).collect();
         self.batches.clear();
         for state in self.routes.iter_mut().flatten() {
             state.open = None;
             queued.extend(state.waiting.drain(..));
             all.append(&mut state.autopsy);
+            all.extend(state.uncertain.drain());
         }
         all.extend(queued.into_iter().map(|queued| (queued.sequence, queued.flight)));
-        let count = all.len();
+        let count = all.iter().filter(|(_, flight)| flight.reply.is_some()).count();
         for (sequence, flight) in all {
             self.fail(sequence, flight, error.clone());
         }
@@ -391,26 +442,21 @@ impl Pump {
         self.finish(sequence, flight, Err(error));
     }
 
-    /// Tells the publisher. A failure may be published again only if no later message of its key was called.
-    fn finish(&mut self, sequence: u64, flight: Box<Flight>, result: Result<Receipt, Error>) {
-        let result = result.map_err(|error| match error.kind() {
-            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Overloaded
-                if key(&flight).is_none_or(|key| self.keys.is_last(key, sequence)) =>
-            {
-                error.with_retryability(Retryability::Safe)
-            }
-            _ => error.with_retryability(Retryability::Never),
-        });
-        self.freed.0 += 1;
-        self.freed.1 += flight.bytes;
-        // Who dropped the future does not want to know.
-        flight.reply.send(result).ok();
+    /// Tells the publisher, if he was not told before.
+    fn finish(&mut self, sequence: u64, mut flight: Box<Flight>, result: Result<Receipt, Error>) {
+        if flight.reply.is_none() {
+            forget(&mut self.kept, &flight);
+        } else {
+            tell(&self.keys, &mut self.freed, sequence, &mut flight, result);
+        }
     }
 
     fn is_idle(&self) -> bool {
         self.queue.is_empty()
             && self.window.len() == 0
-            && self.routes.iter().flatten().all(|state| state.waiting.is_empty() && state.autopsy.is_empty())
+            && self.routes.iter().flatten().all(|state| {
+                state.waiting.is_empty() && state.autopsy.is_empty() && !state.uncertain.is_waited_for()
+            })
     }
 
     fn give_back(&mut self) {
@@ -431,6 +477,7 @@ impl Future for Pump {
             progress |= this.poll_acks(cx);
             progress |= this.poll_lookups(cx);
             progress |= this.poll_places(cx);
+            progress |= this.poll_uncertain(cx);
             progress |= this.poll_send(cx);
             progress |= this.poll_ends(cx);
             this.give_back();
@@ -458,6 +505,41 @@ impl Future for Pump {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// Tells the publisher. A failure may be published again only if no later message of its key was called.
+fn tell(
+    keys: &LastOfKey,
+    freed: &mut (usize, usize),
+    sequence: u64,
+    flight: &mut Flight,
+    result: Result<Receipt, Error>,
+) {
+    let result = result.map_err(|error| match error.kind() {
+        ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Overloaded
+            if key(flight).is_none_or(|key| keys.is_last(key, sequence)) =>
+        {
+            error.with_retryability(Retryability::Safe)
+        }
+        _ => error.with_retryability(Retryability::Never),
+    });
+    freed.0 += 1;
+    freed.1 += flight.bytes;
+    // Who dropped the future does not want to know.
+    if let Some(reply) = flight.reply.take() {
+        reply.send(result).ok();
+    }
+}
+
+/// Counts a message whose time-out is told, and which may be on its way yet.
+fn keep(kept: &mut (usize, usize), flight: &Flight) {
+    kept.0 += 1;
+    kept.1 += flight.bytes;
+}
+
+fn forget(kept: &mut (usize, usize), flight: &Flight) {
+    kept.0 -= 1;
+    kept.1 -= flight.bytes;
 }
 
 /// The key of a message among all topics: equal keys are equal, and a collision only makes an answer more careful.

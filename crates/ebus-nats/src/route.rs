@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::Subject;
 use ebus_core::{Error, ErrorKind};
@@ -9,6 +10,7 @@ use ebus_core::{Error, ErrorKind};
 use crate::batch::{Alone, Batch};
 use crate::flight::{Flight, Queued, Route};
 use crate::hash;
+use crate::pump::Uncertainty;
 use crate::stream::TopicStream;
 
 /// What is known of a topic that is published to.
@@ -23,6 +25,8 @@ pub(crate) struct RouteState {
     /// The batch that takes the next message.
     pub(crate) open: Option<Batch>,
     pub(crate) alone: Alone,
+    /// What a connection that ended has left; the others wait for it.
+    pub(crate) uncertain: Uncertainty,
 }
 
 pub(crate) struct Known {
@@ -30,6 +34,10 @@ pub(crate) struct Known {
     pub(crate) subjects: Vec<Subject>,
     /// Whether the stream takes batches.
     pub(crate) takes_batches: bool,
+    /// Where ids are spent.
+    pub(crate) void: Option<Subject>,
+    /// How long the server knows an id.
+    pub(crate) id_window: Duration,
     /// Where the next message without a key goes.
     next: u32,
 }
@@ -44,6 +52,7 @@ impl RouteState {
             autopsy: Vec::new(),
             open: None,
             alone: Alone::default(),
+            uncertain: Uncertainty::default(),
         }
     }
 
@@ -68,7 +77,9 @@ impl Known {
         };
         let subjects = subjects.iter().map(|subject| Subject::from(subject.as_str())).collect();
         let takes_batches = found.takes_batches;
-        Ok(Self { partitions: found.partitions, subjects, takes_batches, next: 0 })
+        let void = found.void.as_deref().map(Subject::from);
+        let (partitions, id_window) = (found.partitions, found.id_window);
+        Ok(Self { partitions, subjects, takes_batches, void, id_window, next: 0 })
     }
 
     /// Where a message goes: by its key, or in turn.

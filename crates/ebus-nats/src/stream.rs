@@ -1,10 +1,11 @@
 //! A topic as a stream: found, created, or what somebody else made of it.
 //!
 //! A stream of ours has P subjects, `<topic>.0` to `<topic>.<P-1>`, and says P and the hash in its metadata, which every
-//! publisher reads (G2). It keeps what it gets: `limits` retention, no limits. A stream that somebody else made is one
+//! publisher reads (G2). One more, `<topic>.void`, is read by nobody: there publishers spend ids (G7, `pump/uncertain.rs`). It keeps what it gets: `limits` retention, no limits. A stream that somebody else made is one
 //! partition.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
 use ebus_core::{Error, ErrorKind, LogMark, Topic, TopicSpec};
@@ -45,6 +46,10 @@ pub(crate) struct TopicStream {
     pub(crate) replicas: usize,
     /// Whether it takes batches.
     pub(crate) takes_batches: bool,
+    /// Where a publisher spends the ids of messages that must not come any more.
+    pub(crate) void: Option<String>,
+    /// How long it knows an id.
+    pub(crate) id_window: Duration,
 }
 
 impl TopicStream {
@@ -124,6 +129,8 @@ impl TopicStream {
             max_message_bytes: usize::try_from(config.max_message_size).ok().filter(|bytes| *bytes > 0),
             replicas: config.num_replicas,
             takes_batches: config.allow_batch_publish,
+            void: Some(names::void(topic)).filter(|void| config.subjects.contains(void)),
+            id_window: config.duplicate_window,
         })
     }
 }
@@ -201,7 +208,10 @@ pub(crate) async fn create(connection: &Connection, spec: &TopicSpec) -> Result<
     let config = Config {
         name: names::stream(topic),
         description: Some(format!("ebus topic {topic}")),
-        subjects: (0..spec.partitions).map(|p| names::subject(topic, p)).collect(),
+        subjects: (0..spec.partitions)
+            .map(|p| names::subject(topic, p))
+            .chain([names::void(topic)])
+            .collect(),
         retention: RetentionPolicy::Limits,
         // Without limits nothing is discarded; if an operator sets one, refuse rather than evict unread messages.
         discard: DiscardPolicy::New,

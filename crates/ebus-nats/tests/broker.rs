@@ -9,6 +9,8 @@ mod batches;
 mod foreign;
 #[path = "broker/group.rs"]
 mod group;
+#[path = "broker/late.rs"]
+mod late;
 #[path = "broker/members.rs"]
 mod members;
 #[path = "broker/publish.rs"]
@@ -31,6 +33,7 @@ fn main() {
     trials.extend(members::trials());
     trials.extend(publish::trials());
     trials.extend(batches::trials());
+    trials.extend(late::trials());
     trials.extend(foreign::trials());
     trials.extend(
         trouble::trials()

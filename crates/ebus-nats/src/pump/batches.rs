@@ -39,7 +39,7 @@ pub(super) fn prefix(inbox: &str) -> String {
 }
 
 impl Pump {
-    fn state(&mut self, id: usize) -> Option<&mut RouteState> {
+    pub(super) fn state(&mut self, id: usize) -> Option<&mut RouteState> {
         self.routes.get_mut(id).and_then(Option::as_mut)
     }
 
@@ -51,9 +51,9 @@ impl Pump {
                 return Subject::from(open.add(number));
             }
             let takes_batches = state.known.as_ref().is_some_and(|known| known.takes_batches);
-            if is_pipelined && takes_batches && !flight.has_id && state.alone.is_likely() {
+            if is_pipelined && takes_batches && flight.id.is_none() && state.alone.is_likely() {
                 let floor = state.alone.last();
-                let batch = Batch::new(&self.inbox, &self.batch_prefix, self.next_batch, id, number, floor);
+                let batch = Batch::new(&self.inbox, &self.id_prefix, self.next_batch, id, number, floor);
                 self.next_batch += 1;
                 state.open = Some(batch);
             }
@@ -67,7 +67,7 @@ impl Pump {
 
     /// Whether the open batch of this route ends before the head of the queue.
     pub(super) fn must_end_batch(&mut self, id: usize) -> bool {
-        let has_id = self.queue.front().is_some_and(|head| head.flight.has_id);
+        let has_id = self.queue.front().is_some_and(|head| head.flight.id.is_some());
         let most = (self.connection.config.max_in_flight / PART).clamp(1, MOST);
         let Some(open) = self.routes.get(id).and_then(Option::as_ref).and_then(|state| state.open.as_ref())
         else {
@@ -138,17 +138,6 @@ impl Pump {
         }
     }
 
-    /// A batch does not outlive the connection that it began on: part of it may be lost.
-    pub(super) fn notice_reconnect(&mut self) {
-        let generation = self.connection.generation();
-        if std::mem::replace(&mut self.generation, generation) != generation {
-            for id in 0..self.routes.len() {
-                self.abandon_batch(id);
-            }
-            self.batches.iter_mut().for_each(Batch::lose_anchor);
-        }
-    }
-
     /// Drops batches of which every message is done.
     pub(super) fn prune_batches(&mut self) {
         let base = self.window.base();
@@ -172,7 +161,7 @@ impl Pump {
 
     pub(super) fn batch_answered(&mut self, message: &async_nats::Message) {
         let tail = message.subject.get(self.inbox.len() + 1..).unwrap_or_default();
-        let Some((id, position)) = read_reply(tail, &self.batch_prefix) else { return };
+        let Some((id, position)) = read_reply(tail, &self.id_prefix) else { return };
         self.notice_reconnect();
         // It may have ended before: then nothing is left to say.
         let Some(route) = self.batch(id).map(|batch| batch.route) else { return };
@@ -227,7 +216,7 @@ impl Pump {
             let last = state.alone.last();
             state.alone.disturbed(last);
         }
-        if let Some((sequence, flight)) = self.window.take(number) {
+        if let Some((sequence, flight)) = self.take(number) {
             match ack {
                 Ack::Stored { .. } => {
                     let why = "the server acknowledged a message by itself that is one of a batch".into();
@@ -241,7 +230,7 @@ impl Pump {
     fn batch_ended(&mut self, batch: Batch, stream: &str, last: u64, count: u64) {
         let Outcome { stored, missing, was_refused } = batch.outcome(last, count);
         for number in missing {
-            if let Some((sequence, flight)) = self.window.take(number) {
+            if let Some((sequence, flight)) = self.take(number) {
                 let error = if was_refused {
                     Error::new(
                         ErrorKind::Unavailable,
@@ -259,7 +248,7 @@ impl Pump {
         let Some(state) = self.routes.get_mut(batch.route).and_then(Option::as_mut) else { return };
         if state.route.stream != stream {
             for (number, _) in stored {
-                if let Some((sequence, flight)) = self.window.take(number) {
+                if let Some((sequence, flight)) = self.take(number) {
                     self.stored_elsewhere(sequence, flight, stream.to_owned());
                 }
             }
@@ -283,7 +272,7 @@ impl Pump {
         let mut wanted = Wanted {
             connection: self.connection.clone(),
             stream,
-            name: format!("{}{}", self.batch_prefix, batch.id),
+            name: format!("{}{}", self.id_prefix, batch.id),
             subjects: state.known.as_ref().map(|known| known.subjects.clone()).unwrap_or_default(),
             after: batch.anchored.unwrap_or(batch.floor),
             last,
@@ -310,7 +299,7 @@ impl Pump {
 
     /// A member is stored, and where, if that is known.
     fn placed(&mut self, number: u64, offset: Option<u64>) {
-        let Some((sequence, flight)) = self.window.take(number) else { return };
+        let Some((sequence, flight)) = self.take(number) else { return };
         match offset {
             Some(offset) => {
                 let receipt = Receipt::new(flight.route.topic.clone(), flight.partition, offset);

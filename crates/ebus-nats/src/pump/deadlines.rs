@@ -7,7 +7,7 @@ use std::task::Context;
 use ebus_core::{Error, ErrorKind};
 use tokio::time::Instant;
 
-use super::{OPERATION, Pump};
+use super::{OPERATION, Pump, keep, tell};
 use crate::error;
 use crate::flight::Queued;
 
@@ -36,21 +36,23 @@ impl Pump {
         let queued = self.queue.front().into_iter().chain(waiting).map(|queued| queued.flight.deadline);
         let sent = self.window.front().map(|flight| flight.deadline);
         let closing = self.closing.as_ref().map(|closing| closing.deadline);
-        queued.chain(sent).chain(closing).min()
+        let uncertain = self.routes.iter().flatten().filter_map(|state| state.uncertain.next_deadline());
+        queued.chain(sent).chain(closing).chain(uncertain).min()
     }
 
     fn expire(&mut self, now: Instant) {
         let timeout = self.connection.config.publish_timeout;
-        while self.window.front().is_some_and(|flight| flight.deadline <= now)
-            && let Some((sequence, flight)) = self.window.pop()
-        {
+        while let Some((sequence, flight)) = self.window.expire(now) {
             let error = Error::new(
                 ErrorKind::Timeout,
                 format!("no acknowledgement within {timeout:?}; the message may have been stored"),
             )
-            .with_operation(OPERATION);
-            self.fail(sequence, flight, error);
+            .with_operation(OPERATION)
+            .with_context("topic", &flight.route.topic);
+            keep(&mut self.kept, flight);
+            tell(&self.keys, &mut self.freed, sequence, flight, Err(error));
         }
+        self.expire_uncertain(now);
         self.prune_batches();
         let late = |queue: &mut VecDeque<Queued>| {
             let count = queue.iter().take_while(|queued| queued.flight.deadline <= now).count();

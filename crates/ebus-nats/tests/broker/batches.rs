@@ -188,7 +188,8 @@ async fn among_others(url: String) -> Tested {
     // Before those of the check itself.
     let lookups = watch.lookups();
     for sent in [&first, &sent, &others] {
-        assert_eq!(failures(sent), 0);
+        let first = sent.iter().find_map(|sent| sent.result.as_ref().err());
+        assert_eq!(failures(sent), 0, "{first:?}");
         check(&one, &topic, sent).await?;
     }
     assert!(lookups > 0, "no batch was among messages of others");

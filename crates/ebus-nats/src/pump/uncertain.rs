@@ -1,0 +1,398 @@
+//! What a connection that ended leaves uncertain is made certain before anything else goes to its topic (G7).
+//!
+//! A message without an answer may have come to the server, or be lost, or be held: by the kernel, by a proxy, until the
+//! network heals. Then it comes late, behind what the next connection published. So its id is spent first: a message without
+//! content is stored under the same id, on a subject that nobody reads (`void`). Either the server says that it had the id
+//! before, and where: then the message is stored. Or it takes the void: then the message was not stored, and if it comes yet,
+//! it is a duplicate. Nothing is published again, so nothing can get behind a later one, whatever the server stored of those
+//! that were sent after it. Until each is certain, the topic's other messages wait.
+//!
+//! An id of the caller's own must not be spent: he may use it again. And a stream of other make has no such subject. There the
+//! message itself is sent again, in order, while the server knows its ids.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
+use ebus_core::{Error, ErrorKind, Receipt};
+use futures_util::Sink;
+use tokio::time::Instant;
+
+use super::{OPERATION, Pump};
+use crate::ack::Ack;
+use crate::convert;
+use crate::flight::{Flight, own_id};
+use crate::route::RouteState;
+
+/// When what was not answered is asked again: the stream may have no leader.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// How long bytes of a connection that ended may come: Linux gives up what a closed socket has left after 8 attempts, 102 s.
+const LATE: Duration = Duration::from_secs(120);
+
+/// The server forgets ids in steps, and its clock is not ours.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// What the answers to questions have in front of the number.
+pub(super) const ASKED: char = 'u';
+
+/// A message of a connection that ended, without an answer.
+pub(crate) struct Uncertain {
+    pub(super) number: u64,
+    pub(super) sequence: u64,
+    pub(super) flight: Box<Flight>,
+    /// When its connection was seen to have ended.
+    since: Instant,
+    /// How often it was asked for.
+    asked: u32,
+    /// Whether its id was spent, or may have been: then its message is never sent again.
+    spent: bool,
+}
+
+/// Those of a topic, in the order in which they were sent.
+#[derive(Default)]
+pub(crate) struct Uncertainty {
+    list: std::collections::VecDeque<Uncertain>,
+    /// So many of them, from the first, were asked for in this round.
+    asked: usize,
+    /// When the next round begins.
+    round: Option<Instant>,
+}
+
+impl Uncertainty {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    fn find(&self, number: u64) -> Option<usize> {
+        self.list.binary_search_by_key(&number, |one| one.number).ok()
+    }
+
+    fn take(&mut self, number: u64) -> Option<Uncertain> {
+        let at = self.find(number)?;
+        if at < self.asked {
+            self.asked -= 1;
+        }
+        self.list.remove(at)
+    }
+
+    /// Takes the message of this number if this answer to itself says what became of it. A duplicate whose id is spent may be
+    /// that of the void, at the void's offset.
+    fn take_answered(&mut self, number: u64, ack: &Ack) -> Option<Uncertain> {
+        let spent = self.list[self.find(number)?].spent;
+        match ack {
+            Ack::Stored { duplicate, .. } if !(spent && *duplicate) => self.take(number),
+            Ack::Refused { .. } if !spent => self.take(number),
+            _ => None,
+        }
+    }
+
+    /// What has to be done next at a time.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let untold = self.list.iter().find(|one| one.flight.reply.is_some()).map(|one| one.flight.deadline);
+        let dead = self.list.front().map(|one| one.since + LATE);
+        untold.into_iter().chain(dead).chain(self.round).min()
+    }
+
+    /// Whether somebody waits for one of them.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.list.iter().any(|one| one.flight.reply.is_some())
+    }
+
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = (u64, Box<Flight>)> + '_ {
+        self.asked = 0;
+        self.round = None;
+        self.list.drain(..).map(|one| (one.sequence, one.flight))
+    }
+}
+
+impl Pump {
+    /// Nothing that was sent on a connection that has ended is answered there: from now on it is uncertain.
+    pub(super) fn notice_reconnect(&mut self) {
+        let generation = self.connection.generation();
+        if std::mem::replace(&mut self.generation, generation) == generation {
+            return;
+        }
+        // A batch does not outlive its connection: part of it may be lost.
+        self.batches.clear();
+        let since = self.down_since.take().unwrap_or_else(Instant::now);
+        for state in self.routes.iter_mut().flatten() {
+            state.open = None;
+            state.uncertain.asked = 0;
+            state.uncertain.round = None;
+        }
+        while let Some((number, sequence, flight)) = self.window.pop() {
+            let Some(state) = self.routes.get_mut(flight.route.id).and_then(Option::as_mut) else { continue };
+            state.uncertain.list.push_back(Uncertain {
+                number,
+                sequence,
+                flight,
+                since,
+                asked: 0,
+                spent: false,
+            });
+        }
+        self.timer_armed = false;
+    }
+
+    /// Asks for what is uncertain, and lets the others go on when nothing is.
+    pub(super) fn poll_uncertain(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.connection.is_up() {
+            self.down_since.get_or_insert_with(Instant::now);
+            return false;
+        }
+        self.notice_reconnect();
+        self.down_since = None;
+        let mut progress = false;
+        for id in 0..self.routes.len() {
+            while let Some(state) = self.routes[id].as_ref()
+                && state.uncertain.asked < state.uncertain.list.len()
+            {
+                if state.known.is_none() {
+                    if state.uncertain.round.is_none() {
+                        self.begin_round(id);
+                        self.look(id);
+                    }
+                    break;
+                }
+                let Poll::Ready(Ok(())) = Pin::new(&mut self.sink).poll_ready(cx) else { return progress };
+                self.ask_next(id);
+                progress = true;
+            }
+        }
+        progress
+    }
+
+    fn begin_round(&mut self, id: usize) {
+        if let Some(state) = self.state(id) {
+            state.uncertain.round = Some(Instant::now() + ROUND);
+        }
+        self.timer_armed = false;
+    }
+
+    /// Spends the next id, or sends its message again; the client has room for it.
+    fn ask_next(&mut self, id: usize) {
+        let now = Instant::now();
+        let reply = self.inbox.clone();
+        let (prefix, timeout) = (&self.id_prefix, self.connection.config.publish_timeout);
+        let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
+        let (Some(known), at) = (&state.known, state.uncertain.asked) else { return };
+        let Some(one) = state.uncertain.list.get_mut(at) else { return };
+        let void = known.void.as_ref().filter(|_| one.flight.id.is_none());
+        let is_known = !one.spent && is_known_yet(&one.flight, known.id_window, timeout, now);
+        if void.is_none() && !is_known {
+            // Nobody can say any more what became of it, and its bytes are as old.
+            tracing::warn!(topic = %state.route.topic, "a message of a connection that ended cannot be made certain");
+            if let Some(Uncertain { sequence, flight, .. }) = state.uncertain.list.remove(at) {
+                self.fail(sequence, flight, unknown());
+            }
+            self.go_on(id);
+            return;
+        }
+        let is_spent = void.is_some();
+        let own;
+        let id_text = match &one.flight.id {
+            Some(id) => &**id,
+            None => {
+                own = own_id(prefix, one.number);
+                &own
+            }
+        };
+        let message = match void {
+            Some(void) => {
+                let mut headers = HeaderMap::new();
+                headers.insert(NATS_MESSAGE_ID, id_text);
+                OutboundMessage {
+                    subject: void.clone(),
+                    reply: None,
+                    payload: Bytes::new(),
+                    headers: Some(headers),
+                }
+            }
+            None => OutboundMessage {
+                subject: known.subjects[one.flight.partition as usize].clone(),
+                reply: None,
+                payload: one.flight.message.payload.clone(),
+                headers: Some(convert::encode(&one.flight.message, Some(id_text)).0),
+            },
+        };
+        let reply = Subject::from(format!("{reply}.{ASKED}{}", one.number));
+        one.asked += 1;
+        one.spent |= is_spent;
+        state.uncertain.asked += 1;
+        let is_last = state.uncertain.asked == state.uncertain.list.len();
+        if let Err(why) =
+            Pin::new(&mut self.sink).start_send(OutboundMessage { reply: Some(reply), ..message })
+        {
+            tracing::debug!(%why, "a question for what is uncertain was not sent");
+        }
+        if is_last {
+            self.begin_round(id);
+        }
+    }
+
+    /// The answer to a question.
+    pub(super) fn told(&mut self, number: u64, message: &async_nats::Message) {
+        let found = |state: &&mut RouteState| state.uncertain.find(number).is_some();
+        let Some(state) = self.routes.iter_mut().flatten().find(found) else { return };
+        let id = state.route.id;
+        let (stored, duplicate) = match Ack::read_of(message, &state.route.stream) {
+            Ok(Ack::Stored { sequence, duplicate }) => (Ok(sequence), duplicate),
+            Err(stream) => (Err(stream), false),
+            // Nothing is known: the next round asks again.
+            Ok(Ack::NobodyListens) => return self.forget(id),
+            Ok(Ack::Refused { .. } | Ack::Unreadable(_)) => return,
+        };
+        let window = state.known.as_ref().map(|known| known.id_window).unwrap_or_default();
+        let Some(Uncertain { sequence, flight, asked, spent, .. }) = state.uncertain.take(number) else {
+            return;
+        };
+        match stored {
+            Err(stream) => self.stored_elsewhere(sequence, flight, stream),
+            // Of several questions one may have been stored, its answer lost, and now be the duplicate.
+            Ok(_) if spent && duplicate && asked > 1 => self.fail(sequence, flight, unknown()),
+            Ok(_) if spent && !duplicate => {
+                let timeout = self.connection.config.publish_timeout;
+                let error = if is_known_yet(&flight, window, timeout, Instant::now()) {
+                    Error::new(
+                        ErrorKind::Unavailable,
+                        "the connection ended before it came to the server; nothing was stored",
+                    )
+                } else {
+                    unknown()
+                };
+                self.fail(sequence, flight, error.with_operation(OPERATION));
+            }
+            Ok(offset) => {
+                let topic = flight.route.topic.clone();
+                let receipt = Receipt::new(topic, flight.partition, offset)
+                    .with_duplicate(duplicate && flight.id.is_some());
+                self.finish(sequence, flight, Ok(receipt));
+            }
+        }
+        self.go_on(id);
+    }
+
+    /// The answer to an uncertain message itself, which came after its connection had ended.
+    pub(super) fn answered_late(&mut self, number: u64, message: &async_nats::Message) {
+        let found = |state: &&mut RouteState| state.uncertain.find(number).is_some();
+        let Some(state) = self.routes.iter_mut().flatten().find(found) else { return };
+        let id = state.route.id;
+        match Ack::read_of(message, &state.route.stream) {
+            Ok(ack) => {
+                let Some(Uncertain { sequence, flight, .. }) = state.uncertain.take_answered(number, &ack)
+                else {
+                    return;
+                };
+                self.acknowledged(sequence, flight, ack);
+            }
+            Err(stream) => {
+                let Some(Uncertain { sequence, flight, .. }) = state.uncertain.take(number) else { return };
+                self.stored_elsewhere(sequence, flight, stream);
+            }
+        }
+        self.go_on(id);
+    }
+
+    /// When nothing of a topic is uncertain any more, what waited for that goes first.
+    pub(super) fn go_on(&mut self, id: usize) {
+        let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
+        if state.uncertain.is_empty() {
+            state.uncertain.round = None;
+            if state.known.is_some() {
+                for queued in state.waiting.drain(..).rev() {
+                    self.queue.push_front(queued);
+                }
+            }
+        }
+    }
+
+    /// Tells who waited too long, drops what cannot come any more, and begins the next round.
+    pub(super) fn expire_uncertain(&mut self, now: Instant) {
+        for id in 0..self.routes.len() {
+            let Some(state) = self.routes[id].as_mut() else { continue };
+            if state.uncertain.round.is_some_and(|round| round <= now) {
+                state.uncertain.asked = 0;
+                state.uncertain.round = None;
+            }
+            for one in &mut state.uncertain.list {
+                if one.flight.reply.is_some() && one.flight.deadline <= now {
+                    super::keep(&mut self.kept, &one.flight);
+                    let result = Err(unknown().with_context("topic", &one.flight.route.topic));
+                    super::tell(&self.keys, &mut self.freed, one.sequence, &mut one.flight, result);
+                }
+            }
+            let mut dead = Vec::new();
+            while let Some(one) = state.uncertain.list.front()
+                && one.since + LATE <= now
+                && let Some(one) = state.uncertain.take(one.number)
+            {
+                dead.push(one);
+            }
+            if !dead.is_empty() {
+                for Uncertain { sequence, flight, .. } in dead {
+                    self.fail(sequence, flight, unknown());
+                }
+                self.go_on(id);
+            }
+        }
+    }
+}
+
+/// Whether the server still knows the id of a message if it was stored.
+fn is_known_yet(flight: &Flight, window: Duration, timeout: Duration, now: Instant) -> bool {
+    // It was called so long before its deadline, and sent after that.
+    flight.deadline + window > now + timeout + MARGIN
+}
+
+fn unknown() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "the connection ended before the acknowledgement; the message may have been stored",
+    )
+    .with_operation(OPERATION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flight::tests::flight;
+
+    fn uncertain(spent: [bool; 4]) -> Uncertainty {
+        let one = |(number, spent)| {
+            let (flight, since) = (flight(), Instant::now());
+            Uncertain { number, sequence: 10 + number, flight, since, asked: 1, spent }
+        };
+        Uncertainty { list: (5..).zip(spent).map(one).collect(), asked: 4, round: None }
+    }
+
+    #[tokio::test]
+    async fn p1_a_late_duplicate_of_a_spent_id_is_no_receipt() {
+        let mut list = uncertain([true, false, true, false]);
+        let duplicate = Ack::Stored { sequence: 77, duplicate: true };
+        let stored = Ack::Stored { sequence: 77, duplicate: false };
+        let refused = Ack::Refused { code: 1, status: 400, description: String::new() };
+        assert!(list.take_answered(5, &duplicate).is_none(), "77 may be the void's");
+        assert!(
+            list.take_answered(5, &refused).is_none() && list.take_answered(5, &Ack::NobodyListens).is_none()
+        );
+        assert_eq!(list.take_answered(5, &stored).map(|one| one.sequence), Some(15));
+        assert_eq!(list.take_answered(6, &duplicate).map(|one| one.sequence), Some(16));
+        assert_eq!(list.take_answered(8, &refused).map(|one| one.sequence), Some(18));
+        assert!(list.take_answered(8, &stored).is_none(), "once");
+        assert_eq!((list.list.len(), list.asked), (1, 1), "of those left, one was asked for");
+    }
+
+    #[tokio::test]
+    async fn p7_what_is_as_old_as_the_window_is_not_known_any_more() {
+        let (flight, now, timeout) = (flight(), Instant::now(), Duration::ZERO);
+        let window = Duration::from_secs(120);
+        assert!(is_known_yet(&flight, window, timeout, now + Duration::from_secs(100)));
+        assert!(!is_known_yet(&flight, window, timeout, now + Duration::from_secs(111)));
+        assert!(!is_known_yet(&flight, Duration::from_secs(5), timeout, now), "a window of seconds");
+    }
+}
