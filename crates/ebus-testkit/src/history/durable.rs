@@ -4,9 +4,6 @@
 //! G3 and G6 are judged by. So each event is one `write` to the file, made while its lock is held: no later event of the
 //! process can be in the file without it.
 
-// Without the feature nobody can make one.
-#![cfg_attr(not(all(feature = "durable", unix)), allow(dead_code, unused_imports))]
-
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -25,7 +22,6 @@ struct Open {
 }
 
 impl Durable {
-    #[cfg(all(feature = "durable", unix))]
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         // The clock is there or nothing is: found out now, not at the first event.
         clock::now_ns()?;
@@ -58,7 +54,6 @@ impl Durable {
     }
 }
 
-#[cfg(all(feature = "durable", unix))]
 mod clock {
     use std::io;
 
@@ -72,14 +67,7 @@ mod clock {
     }
 }
 
-#[cfg(not(all(feature = "durable", unix)))]
-mod clock {
-    pub(super) fn now_ns() -> std::io::Result<u64> {
-        Err(std::io::ErrorKind::Unsupported.into())
-    }
-}
-
-#[cfg(all(test, feature = "durable", unix))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::history::{History, Kind, read};

@@ -55,7 +55,7 @@ pub fn merge(parts: impl IntoIterator<Item = Part>) -> io::Result<Merged> {
     }
     // Stable: what one process wrote at one moment stays in its order.
     merged.events.sort_by_key(|event| event.at_ns);
-    merged.events = with_ends(merged.events);
+    put_ends_in(&mut merged.events);
     Ok(merged)
 }
 
@@ -105,17 +105,16 @@ struct Open {
     owned: HashMap<OwnedId, Event>,
 }
 
-fn with_ends(events: Vec<Event>) -> Vec<Event> {
+/// In place: a long history is gigabytes.
+fn put_ends_in(events: &mut Vec<Event>) {
     if !events.iter().any(|event| event.kind == Kind::Killed) {
-        return events;
+        return;
     }
     let mut members: HashMap<Name, Open> = HashMap::new();
-    let mut all = Vec::with_capacity(events.len() + 1_024);
-    for event in events {
-        let Some(member) = event.member.as_ref() else {
-            all.push(event);
-            continue;
-        };
+    // What is to stand before which event, ascending.
+    let mut ends: Vec<(usize, Event)> = Vec::new();
+    for (at, event) in events.iter().enumerate() {
+        let Some(member) = event.member.as_ref() else { continue };
         match event.kind {
             Kind::Start | Kind::End => {
                 let open = members.entry(Arc::clone(member)).or_default();
@@ -138,13 +137,23 @@ fn with_ends(events: Vec<Event>) -> Vec<Event> {
                 };
             }
             Kind::Killed => {
-                all.extend(members.remove(member).unwrap_or_default().ends(event.at_ns));
+                let open = members.remove(member).unwrap_or_default();
+                ends.extend(open.ends(event.at_ns).into_iter().map(|end| (at, end)));
             }
             _ => {}
         }
-        all.push(event);
     }
-    all
+    let mut from = events.len();
+    events.reserve_exact(ends.len());
+    events.extend((0..ends.len()).map(|_| Event::new(Kind::Killed)));
+    // From the back: each event moves once, by as many as stand before it.
+    while let Some((before, end)) = ends.pop() {
+        while from > before {
+            from -= 1;
+            events.swap(from, from + ends.len() + 1);
+        }
+        events[from + ends.len()] = end;
+    }
 }
 
 impl Open {
@@ -240,5 +249,34 @@ mod tests {
         );
         assert_eq!(merged.events[6].outcome, Some(Outcome::Cancelled));
         assert!(merged.events[6..].iter().all(|event| event.at_ns == 9));
+    }
+
+    #[test]
+    fn everybody_killed_ends_at_its_own_place() {
+        let of = |member: &str, event: Event| Event { member: Some(name(member)), ..event };
+        let mut events = Vec::new();
+        for (at, member) in [(1, "m"), (2, "n")] {
+            events.push(of(member, event(Kind::Assigned, at)));
+            events.push(of(member, run(Kind::Start, at, at)));
+        }
+        events.push(event(Kind::Call, 3));
+        events.push(of("m", event(Kind::Killed, 4)));
+        events.push(event(Kind::Call, 5));
+        events.push(of("n", event(Kind::Killed, 6)));
+        events.push(event(Kind::Call, 7));
+        let before = events.clone();
+        put_ends_in(&mut events);
+        let ends = |member: &str, at_ns: u64| {
+            let end = Event {
+                at_ns,
+                outcome: Some(Outcome::Cancelled),
+                ..run(Kind::End, if member == "m" { 1 } else { 2 }, at_ns)
+            };
+            [of(member, end), of(member, event(Kind::Lost, at_ns))]
+        };
+        let (first, rest) = before.split_at(5);
+        let (second, third) = rest.split_at(2);
+        let expected = [first, &ends("m", 4), second, &ends("n", 6), third].concat();
+        assert_eq!(events, expected);
     }
 }

@@ -181,7 +181,8 @@ fn p6_a_group_that_waits_for_the_dead_holds_commits_up_and_excuses_no_loss() {
 /// `m` finishes a message while commits are held up as `before` says, `between` happens, and `m` is killed seconds later.
 fn held_up(before: impl FnOnce(Script) -> Script, between: impl FnOnce(Script) -> Script) -> Script {
     let script = before(Script::new().stored("k", 0).assigned("m", 1)).run("m", 1, "k", 0, Outcome::Ack);
-    let mut script = between(script.after(3 * SECOND)).after(SECOND / 2).lost("m", 1).fault(Kind::Killed, "m");
+    let mut script =
+        between(script.after(3 * SECOND)).after(SECOND / 2).lost("m", 1).fault(Kind::Killed, "m");
     let killed = script.events.len() - 1;
     script.events[killed - 1].at_ns = script.events[killed].at_ns;
     script.assigned("n", 2).run("n", 2, "k", 0, Outcome::Ack)
