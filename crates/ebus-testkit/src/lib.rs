@@ -2,6 +2,7 @@
 //!
 //! - [`history`]: what happened, one event per line.
 //! - [`record`]: wrappers around a backend and around handlers that record a history, and change nothing.
+//! - [`read_back`]: what the broker has at the end, beside what it said.
 //! - [`oracle`]: judges a history by the promises G1..G7. It knows neither pool nor backend.
 //! - `conformance` (feature `conformance`): one suite of cases for every backend.
 //! - `proxy` (feature `proxy`): a TCP proxy with faults, for trouble between one client and its broker.
@@ -15,6 +16,7 @@ pub mod history;
 pub mod oracle;
 #[cfg(feature = "proxy")]
 pub mod proxy;
+pub mod read_back;
 pub mod record;
 #[cfg(any(feature = "proxy", feature = "brokers"))]
 mod route;

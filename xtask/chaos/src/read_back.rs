@@ -1,17 +1,13 @@
 //! What the broker has at the end: the topic, the dead letters, and what the group has committed.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
-use ebus::{Backend, Group, Message, ReadRange, Topic};
+use ebus::{Backend, Group, Message, Topic};
+use ebus_testkit::read_back;
 use ebus_testkit::record::{Origin, VERSION_HEADER};
 
 use crate::setting::Names;
 use crate::work::Work;
 use crate::world::chained;
-
-/// How long the broker may take for the next messages.
-const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// Which event a message is: its key, and the version of it.
 pub(crate) type Id = (String, u64);
@@ -48,25 +44,23 @@ impl ReadBack {
         let names = Names::default();
         let (topic, group) = (Topic::new(&names.topic)?, Group::new(&names.group)?);
         let mut all = Self::default();
-        read(backend, &topic, |partition, offset, message| {
+        read_back::read_topic(backend, &topic, |partition, offset, message| {
             let event = id(&message).zip(Work::of(&message.payload)).map(|(id, (work, _))| (id, work));
             all.stored.push(Stored { partition, offset, event });
         })
         .await
+        .map_err(chained)
         .context("could not read the topic back")?;
-        read(backend, &Topic::new(&names.dead_letters)?, |_, _, message| {
+        read_back::read_topic(backend, &Topic::new(&names.dead_letters)?, |_, _, message| {
             let origin = Origin::of(&message)
                 .filter(|origin| origin.group == names.group && origin.topic == names.topic);
             let from = origin.map(|origin| (origin.partition, origin.offset));
             all.dead_letters.push(Letter { id: id(&message), from });
         })
         .await
+        .map_err(chained)
         .context("could not read the dead letters back")?;
-        let committed = backend.committed(&group, &topic).await.map_err(chained)?;
-        all.committed = committed
-            .into_iter()
-            .map(|one| (one.partition, one.position.map_or(0, |position| position.watermark.0)))
-            .collect();
+        all.committed = read_back::committed(backend, &group, &topic).await.map_err(chained)?;
         Ok(all)
     }
 }
@@ -74,22 +68,4 @@ impl ReadBack {
 fn id(message: &Message) -> Option<Id> {
     let version = message.headers.first_str(VERSION_HEADER)?.parse().ok()?;
     Some((message.key.as_ref()?.as_str()?.to_owned(), version))
-}
-
-async fn read(backend: &dyn Backend, topic: &Topic, mut each: impl FnMut(u32, u64, Message)) -> Result<()> {
-    let info = backend.describe_topic(topic).await.map_err(chained)?;
-    let mut messages = Vec::new();
-    for (partition, there) in (0..).zip(info.partitions) {
-        let range = ReadRange::new(topic.clone(), partition, there.earliest, there.end);
-        let mut reader = backend.read(range).await.map_err(chained)?;
-        loop {
-            let next = tokio::time::timeout(READ_WITHIN, reader.next(1_000, &mut messages)).await;
-            let next = next.with_context(|| format!("{topic}/{partition} stopped giving messages"))?;
-            if next.map_err(chained)? == 0 {
-                break;
-            }
-            messages.drain(..).for_each(|(offset, message)| each(partition, offset, message));
-        }
-    }
-    Ok(())
 }
