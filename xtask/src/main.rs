@@ -6,6 +6,7 @@ mod broken;
 mod brokers;
 mod chaos;
 mod ci;
+mod costs;
 mod patch;
 mod servers;
 mod stream;
@@ -33,6 +34,8 @@ enum Command {
     Test(test::Args),
     /// ebus beside the same work done without it, on servers that are started and stopped here
     Bench(bench::Args),
+    /// Instructions, allocations and bytes per message, beside those that are stored
+    Costs(costs::Args),
     /// Members come, go and are killed while brokers and networks fail: whether ebus keeps its promises
     Chaos(chaos::Args),
     /// A developer's long-running servers
@@ -62,6 +65,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Test(args) => test::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Costs(args) => costs::run(&workspace, &args),
         Command::Chaos(args) => chaos::run(&workspace, &args),
         Command::Brokers(args) => brokers::run(&workspace, &args),
         Command::Ci(args) => ci::run(&workspace, &args),

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Parser;
 
+mod cost;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod memory;
@@ -36,6 +37,11 @@ struct Args {
     /// Only print the names of what would run.
     #[arg(long)]
     list: bool,
+    /// Instead of benchmarks, one run of this path with `--messages`: for who counts instructions and allocations.
+    #[arg(long, value_enum, requires = "messages", conflicts_with_all = ["only", "list", "json"])]
+    cost: Option<cost::Cost>,
+    #[arg(long, value_name = "N", requires = "cost", hide = true)]
+    messages: Option<usize>,
 }
 
 /// All that this build has.
@@ -87,6 +93,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    if let (Some(cost), Some(messages)) = (args.cost, args.messages) {
+        return cost.run(messages);
+    }
     let chosen = chosen(&args.only)?;
     if args.list {
         chosen.iter().for_each(|one| println!("{}", one.name()));

@@ -49,7 +49,7 @@ impl Benchmark for EndToEnd {
     }
 
     async fn ours(&mut self) -> Result<f64> {
-        ours(MESSAGES).await
+        end_to_end(MESSAGES, PoolConfig::new(Group::new("bench")?)).await
     }
 
     async fn baseline(&mut self) -> Result<f64> {
@@ -57,10 +57,34 @@ impl Benchmark for EndToEnd {
     }
 }
 
-async fn ours(n: usize) -> Result<f64> {
+/// A backend with a topic.
+async fn backend(topic: &Topic) -> Result<MemoryBackend> {
     let backend = MemoryBackend::new(MemoryConfig::default())?;
-    let topic = Topic::new("bench")?;
     backend.create_topic(&TopicSpec::new(topic.clone(), PARTITIONS)).await?;
+    Ok(backend)
+}
+
+/// Publishes `n` messages.
+pub(crate) async fn publish(n: usize) -> Result<()> {
+    let topic = Topic::new("bench")?;
+    publish_to(&backend(&topic).await?, topic, n).await
+}
+
+async fn publish_to(backend: &MemoryBackend, topic: Topic, n: usize) -> Result<()> {
+    let messages = messages();
+    let mut producer = backend.producer();
+    for i in 0..n {
+        poll_fn(|cx| producer.poll_ready(cx)).await?;
+        // The receipt is not asked for; memory stores at the call.
+        drop(producer.call(Publish::new(topic.clone(), messages[i % messages.len()].clone())));
+    }
+    Ok(())
+}
+
+/// Has `n` messages published, handled and committed; messages per second.
+pub(crate) async fn end_to_end(n: usize, config: PoolConfig) -> Result<f64> {
+    let topic = Topic::new("bench")?;
+    let backend = backend(&topic).await?;
     let group = Group::new("bench")?;
     let countdown = Arc::new(Countdown::new(n));
     let seen = countdown.clone();
@@ -68,19 +92,11 @@ async fn ours(n: usize) -> Result<f64> {
         seen.one();
         std::future::ready(Ok::<_, Infallible>(Outcome::Ack))
     });
-    let source = backend.source(SourceOptions::new(group.clone(), vec![topic.clone()])).await?;
-    let pool = Pool::start_with(source, PoolConfig::new(group), Handlers::new().on(topic.clone(), handler))?;
-    let messages = messages();
+    let source = backend.source(SourceOptions::new(group, vec![topic.clone()])).await?;
+    let pool = Pool::start_with(source, config, Handlers::new().on(topic.clone(), handler))?;
     let begun = Instant::now();
-    let mut producer = backend.producer();
-    let publishing = tokio::spawn(async move {
-        for i in 0..n {
-            poll_fn(|cx| producer.poll_ready(cx)).await?;
-            // The receipt is not asked for; memory stores at the call.
-            drop(producer.call(Publish::new(topic.clone(), messages[i % messages.len()].clone())));
-        }
-        Ok::<_, ebus_core::Error>(())
-    });
+    let publisher = backend.clone();
+    let publishing = tokio::spawn(async move { publish_to(&publisher, topic, n).await });
     countdown.done().await;
     let rate = n as f64 / begun.elapsed().as_secs_f64();
     publishing.await??;

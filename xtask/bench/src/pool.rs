@@ -92,7 +92,7 @@ impl Benchmark for Waiting {
             tokio::time::sleep(wait).await;
             Ok::<_, Infallible>(Outcome::Ack)
         });
-        ours(self.messages, self.in_flight, handler).await
+        handle(self.messages, config()?.with_max_in_flight(self.in_flight), handler).await
     }
 
     async fn baseline(&mut self) -> Result<f64> {
@@ -125,7 +125,7 @@ impl Benchmark for PoolAlone {
 
     async fn ours(&mut self) -> Result<f64> {
         let handler = tower::service_fn(|_| std::future::ready(Ok::<_, Infallible>(Outcome::Ack)));
-        ours(MESSAGES, 1_024, handler).await
+        handle(MESSAGES, config()?, handler).await
     }
 
     async fn baseline(&mut self) -> Result<f64> {
@@ -199,7 +199,8 @@ impl Source for Ready {
     }
 }
 
-async fn ours(n: usize, in_flight: usize, handler: impl Handler) -> Result<f64> {
+/// A source of `n` messages, and what is told when the last one is settled.
+pub(crate) fn source(n: usize) -> (impl Source, tokio::sync::oneshot::Receiver<()>) {
     let (done, all_done) = tokio::sync::oneshot::channel();
     let source = Ready {
         ownership: Ownership::new(LedgerLimits::default().with_max_span(1 << 20)),
@@ -210,13 +211,18 @@ async fn ours(n: usize, in_flight: usize, handler: impl Handler) -> Result<f64> 
         unsettled: n,
         done: Some(done),
     };
-    let group = Group::new("bench")?;
+    (source, all_done)
+}
+
+fn config() -> Result<PoolConfig> {
+    Ok(PoolConfig::new(Group::new("bench")?))
+}
+
+/// Has `n` messages handled and settled; messages per second.
+pub(crate) async fn handle(n: usize, config: PoolConfig, handler: impl Handler) -> Result<f64> {
+    let (source, all_done) = source(n);
     let begun = Instant::now();
-    let pool = Pool::start_with(
-        Box::new(source),
-        PoolConfig::new(group).with_max_in_flight(in_flight),
-        Handlers::new().on(Topic::new("bench")?, handler),
-    )?;
+    let pool = Pool::start_with(Box::new(source), config, Handlers::new().on(Topic::new("bench")?, handler))?;
     all_done.await?;
     let rate = n as f64 / begun.elapsed().as_secs_f64();
     let report = pool.drain(Duration::from_secs(1)).await;
