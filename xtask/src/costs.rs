@@ -18,8 +18,8 @@ const PATHS: [&str; 5] = ["pool", "pool-waits", "pool-held", "publish", "memory"
 /// Where messages are held.
 const HELD: [&str; 2] = ["pool-held", "publish"];
 /// Beyond the first handling of each key, when every buffer has found its size.
-const FEW: u64 = 100_000;
-const MANY: u64 = 300_000;
+const FEW: u64 = 50_000;
+const MANY: u64 = 150_000;
 /// Of what is stored. Two runs of the same program differ by less than 1 %.
 const TOLERANCE: f64 = 0.03;
 /// What two runs of the same program may differ by where the figure is about nothing: in allocations and in bytes.
