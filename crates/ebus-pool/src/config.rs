@@ -10,15 +10,14 @@ use crate::RetryPolicy;
 
 /// Where parked keys are kept, and where their dead letters are read.
 #[derive(Clone)]
-pub(crate) struct ParkedConfig {
+pub(crate) struct ParkingPlace {
     pub(crate) store: Arc<dyn Parking>,
     pub(crate) letters: Arc<dyn Backend>,
-    pub(crate) most: usize,
 }
 
-impl fmt::Debug for ParkedConfig {
+impl fmt::Debug for ParkingPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ParkedConfig").field("most", &self.most).finish_non_exhaustive()
+        f.debug_struct("ParkingPlace").finish_non_exhaustive()
     }
 }
 
@@ -33,7 +32,8 @@ pub struct PoolConfig {
     pub(crate) budget_bytes: usize,
     pub(crate) retry: RetryPolicy,
     pub(crate) dead_letter: Option<(Topic, Publisher)>,
-    pub(crate) parked: Option<ParkedConfig>,
+    pub(crate) most_parked: Option<usize>,
+    pub(crate) parking: Option<ParkingPlace>,
     pub(crate) drop_rejected: bool,
     pub(crate) stuck_after: Duration,
 }
@@ -50,7 +50,8 @@ impl PoolConfig {
             budget_bytes: 64 << 20,
             retry: RetryPolicy::default(),
             dead_letter: None,
-            parked: None,
+            most_parked: None,
+            parking: None,
             drop_rejected: false,
             stuck_after: Duration::from_secs(10),
         }
@@ -99,18 +100,18 @@ impl PoolConfig {
     }
 
     /// Parks the key of a dead letter: its later messages follow into the dead-letter topic, in order, until it is
-    /// [redriven](crate::redrive). `store` keeps which keys are parked, at most `most` in a partition; `letters` reads the dead
-    /// letters back.
+    /// [redriven](crate::redrive); at most `most` keys in a partition. Needs [`with_parking`](Self::with_parking).
     ///
     /// When there is no place for one key more, its message is retried as if there were no dead-letter topic, and is listed as
     /// stuck. A message without a key parks nothing.
-    pub fn with_parked_keys(
-        mut self,
-        store: Arc<dyn Parking>,
-        letters: Arc<dyn Backend>,
-        most: usize,
-    ) -> Self {
-        self.parked = Some(ParkedConfig { store, letters, most });
+    pub fn with_parked_keys(mut self, most: usize) -> Self {
+        self.most_parked = Some(most);
+        self
+    }
+
+    /// Where it is kept which keys are parked, and the backend that their dead letters are read back from.
+    pub fn with_parking(mut self, store: Arc<dyn Parking>, letters: Arc<dyn Backend>) -> Self {
+        self.parking = Some(ParkingPlace { store, letters });
         self
     }
 
@@ -126,7 +127,8 @@ impl PoolConfig {
         self
     }
 
-    /// Whether a pool can start with these settings: to be asked before a group is joined for it.
+    /// Whether a pool can start with these settings: to be asked before a group is joined for it. That it is given where parked keys
+    /// are kept is asked for at the start alone.
     ///
     /// # Errors
     /// `ConfigInvalid`, naming all that is wrong.
@@ -150,8 +152,8 @@ impl PoolConfig {
                  dropped"
             ));
         }
-        if let Some(parked) = &self.parked {
-            if parked.most == 0 {
+        if let Some(most) = self.most_parked {
+            if most == 0 {
                 problems.push("the most parked keys is 0; give at least 1".into());
             }
             if self.drop_rejected {

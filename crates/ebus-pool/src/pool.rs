@@ -55,6 +55,10 @@ impl Pool {
         handlers: Handlers,
     ) -> Result<Self, Error> {
         config.validate()?;
+        if config.most_parked.is_some() && config.parking.is_none() {
+            let message = "parked keys have no place to be kept; give the pool one";
+            return Err(Error::new(ErrorKind::ConfigInvalid, message).with_operation("start"));
+        }
         let shards = config.shards;
         let shared = Arc::new(Shared {
             slots: Slots::new(config.max_in_flight, shards),

@@ -468,13 +468,10 @@ async fn p8_a_redriven_message_says_that_it_is_one_and_its_retries_count_anew() 
 #[test]
 fn i06_what_does_not_go_together_is_refused() {
     let letters = Letters::default();
-    let parked = |config: ebus_pool::PoolConfig, most| {
-        config.with_parked_keys(Arc::new(letters.clone()), Arc::new(letters.clone()), most)
-    };
     for (config, says) in [
-        (parked(config(), 1), "need a dead-letter topic"),
+        (config().with_parked_keys(1), "need a dead-letter topic"),
         (letters.config(0), "at least 1"),
-        (parked(config().with_drop_rejected(), 1), "what is dropped has no order"),
+        (config().with_parked_keys(1).with_drop_rejected(), "what is dropped has no order"),
     ] {
         let error = config.validate().expect_err(says);
         assert_eq!(error.kind(), ErrorKind::ConfigInvalid);

@@ -44,6 +44,7 @@ pub struct ConsumerBuilder {
     topics: Vec<Topic>,
     handlers: Handlers,
     dead_letter: Option<Topic>,
+    most_parked: Option<usize>,
     settings: Vec<Box<dyn FnOnce(PoolConfig) -> PoolConfig + Send>>,
     start: StartPosition,
     max_span: Option<usize>,
@@ -62,6 +63,7 @@ impl ConsumerBuilder {
             topics: Vec::new(),
             handlers: Handlers::new(),
             dead_letter: None,
+            most_parked: None,
             settings: Vec::new(),
             start: StartPosition::default(),
             max_span: None,
@@ -120,6 +122,51 @@ impl ConsumerBuilder {
         Error: From<T::Error>,
     {
         self.dead_letter = self.topic(topic);
+        self
+    }
+
+    /// Keeps the order of a key across its dead letters: a message that becomes one *parks* its key. What follows of that key goes
+    /// after it into the dead-letter topic, in order and without a run, while other keys go on. [`Bus::redrive`](crate::Bus::redrive)
+    /// has the dead letters of the key run, in order, and then the key goes on as before.
+    ///
+    /// Which keys are parked outlives this consumer; at most `most` of each partition are. When there are as many, a message that
+    /// would park one more is retried as if there were no dead-letter topic, and is listed as stuck: nothing is lost. All members
+    /// of the group should say the same.
+    ///
+    /// Let the dead-letter topic keep its messages until they are redriven: a retention that is long enough, no compaction, and the
+    /// same number of partitions as long as keys are parked.
+    ///
+    /// ```
+    /// use ebus::{Bus, Delivery, Handled, HandlerError, Message, Publish, raw};
+    /// # use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    /// # static FIXED: AtomicBool = AtomicBool::new(false);
+    ///
+    /// async fn charge(delivery: Delivery) -> Handled {
+    ///     # if FIXED.load(Relaxed) { return Ok(()) }
+    ///     Err(HandlerError::permanent(format!("no account for {:?}", delivery.key())))
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), ebus::Error> {
+    /// let bus = Bus::connect("memory://").await?;
+    /// let consumer =
+    ///     bus.consumer("billing").on("orders", raw(charge)).dead_letter("orders.dlq").park_keys(1_000).start().await?;
+    /// for payload in ["placed", "paid", "sent"] {
+    ///     bus.publish(Publish::to("orders", Message::new(payload).with_key("order-42"))).await?;
+    /// }
+    /// # while consumer.counters().parked < 2 { tokio::time::sleep(std::time::Duration::from_millis(1)).await }
+    /// // ... later, from any program that is connected to the broker:
+    /// for parked in bus.parked("billing", "orders").await? {
+    ///     println!("{} since offset {}: {}", parked.key, parked.offset, parked.error);
+    ///     # FIXED.store(true, Relaxed);
+    ///     bus.redrive("billing", "orders", parked.key).await?; // placed, paid, sent
+    /// }
+    /// # while consumer.counters().redriven < 3 { tokio::time::sleep(std::time::Duration::from_millis(1)).await }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn park_keys(mut self, most: usize) -> Self {
+        self.most_parked = Some(most);
         self
     }
 
@@ -183,7 +230,7 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// `ConfigInvalid`, with all that is wrong; `NotFound` for a topic or a dead-letter topic that does not exist;
-    /// `Unsupported` for what the backend lacks; `Denied`, `Unavailable`, `Timeout`; `Closed` when the bus is.
+    /// `Unsupported` for what the backend lacks; `Denied`, also without the right to keep parked keys; `Unavailable`, `Timeout`; `Closed` when the bus is.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -196,11 +243,15 @@ impl ConsumerBuilder {
     async fn begin(mut self) -> Result<Consumer, Error> {
         self.life.check_start()?;
         let life = self.life.clone();
-        let (config, options) = self.check()?;
+        let (mut config, options) = self.check()?;
         if let Some(topic) = &self.dead_letter {
             exists(&life, topic, "dead-letter topic").await?;
         }
         let group = options.group.clone();
+        if self.most_parked.is_some() {
+            let parking = life.backend.parking(&group).await?;
+            config = config.with_parking(parking, life.backend.clone());
+        }
         let source =
             life.backend.source(options).await.map_err(|error| error.with_context("group", &group))?;
         let pool = Arc::new(Pool::start_with(source, config, self.handlers)?);
@@ -235,6 +286,9 @@ impl ConsumerBuilder {
         }
         if let Some(topic) = &self.dead_letter {
             config = config.with_dead_letter(topic.clone(), self.life.backend.publisher());
+        }
+        if let Some(most) = self.most_parked {
+            config = config.with_parked_keys(most);
         }
         problems.extend(config.validate().err());
         if !problems.is_empty() {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebus_core::{
-    Backend, Capability, Error, PublishFuture, PublishService, Publisher, Receipt, Topic, TopicInfo,
-    TopicSpec,
+    Backend, Capability, Error, Group, Key, PublishFuture, PublishService, Publisher, Receipt, Topic,
+    TopicInfo, TopicSpec,
 };
+use ebus_pool::ParkedKey;
 use tower_layer::Layer;
 
 use crate::life::Life;
@@ -143,6 +144,39 @@ impl Bus {
         let topic = topic.try_into()?;
         self.life.check("describe_topic")?;
         self.life.backend.describe_topic(&topic).await
+    }
+
+    /// The keys that are parked for a group in a topic, see [`park_keys`](ConsumerBuilder::park_keys). Needs no membership in the
+    /// group.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for an illegal name; `NotFound` when the topic does not exist; `Unsupported` where the backend keeps no
+    /// parked keys; `Decode` when they cannot be read; `Denied`, `Unavailable`, `Timeout`, `Closed`.
+    pub async fn parked<T>(&self, group: impl AsRef<str>, topic: T) -> Result<Vec<ParkedKey>, Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        let (group, topic) = (Group::new(group)?, topic.try_into()?);
+        self.life.check("parked")?;
+        ebus_pool::parked_keys(&*self.life.backend, &group, &topic).await
+    }
+
+    /// Has the dead letters of a parked key run again, in order, and then the key go on. Needs no membership in the group: the
+    /// request is kept for whoever owns the partition, now or later. It is done when the key is not among the
+    /// [`parked`](Self::parked) ones any more; if one of its messages is given up again, the key stays parked there, and says
+    /// so (`stopped`).
+    ///
+    /// # Errors
+    /// `NotFound` when the key is not parked, and those of [`parked`](Self::parked).
+    pub async fn redrive<T>(&self, group: impl AsRef<str>, topic: T, key: impl Into<Key>) -> Result<(), Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        let (group, topic) = (Group::new(group)?, topic.try_into()?);
+        self.life.check("redrive")?;
+        ebus_pool::redrive(&*self.life.backend, &group, &topic, &key.into()).await
     }
 
     /// What the backend can do.

@@ -127,7 +127,8 @@ pub use ebus_memory as memory;
 #[cfg(feature = "nats")]
 pub use ebus_nats as nats;
 pub use ebus_pool::{
-    AfterFailure, Counters, DrainReport, Left, PartitionState, PoolState, RetryPolicy, Stuck, dead_letter,
+    AfterFailure, Counters, Doing, DrainReport, Left, ParkedKey, PartitionState, PoolState, RetryPolicy,
+    Stuck, dead_letter,
 };
 
 /// The quickstart that people see first compiles and runs.

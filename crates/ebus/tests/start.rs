@@ -1,9 +1,12 @@
 //! `start` finds what is wrong before the group is joined, and names it (G8).
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use ebus::memory::{MemoryBackend, MemoryConfig};
 use ebus::{
-    Bus, Consumer, ConsumerBuilder, Delivery, Error, ErrorKind, Handled, RetryPolicy, Topic, TopicSpec, raw,
+    Bus, Consumer, ConsumerBuilder, Delivery, Error, ErrorKind, Group, Handled, RetryPolicy, Topic,
+    TopicSpec, raw,
 };
 
 async fn ack(_: Delivery) -> Handled {
@@ -31,6 +34,9 @@ async fn i06_what_is_wrong_is_named() {
         (plain().dead_letter("orders"), "go round for ever"),
         (plain().retry(RetryPolicy::exponential().max_attempts(3)), "name a dead-letter topic"),
         (plain().dead_letter("orders.dlq").drop_rejected(), "exclude each other"),
+        (plain().park_keys(10), "parked keys need a dead-letter topic"),
+        (plain().dead_letter("orders.dlq").park_keys(0), "at least 1"),
+        (plain().park_keys(10).drop_rejected(), "what is dropped has no order"),
         (plain().max_in_flight(0), "max_in_flight is 0"),
         (plain().budget(0, 1), "budget_messages is 0"),
         (plain().budget(1, 0), "budget_bytes is 0"),
@@ -80,4 +86,34 @@ async fn a_topic_that_does_not_exist_is_refused_unless_the_policy_creates_it() {
     let error = consumer.on("orders.dlq", raw(ack)).await.expect_err("its own dead letters");
     assert!(error.to_string().contains("go round for ever"), "{error}");
     consumer.drain(Duration::from_secs(5)).await.committed.expect("nothing to commit");
+}
+
+/// Without the right to keep which keys are parked, a restart would forget them.
+#[tokio::test]
+async fn p2_without_the_right_to_keep_parked_keys_nothing_starts() {
+    let backend = MemoryBackend::new(MemoryConfig::default()).expect("valid");
+    let group = Group::new("billing").expect("legal");
+    backend.broker().faults().parking_fails(&group, Some(ErrorKind::Denied));
+    let bus = Bus::new(Arc::new(backend));
+    let builder = || bus.consumer("billing").on("orders", raw(ack)).dead_letter("orders.dlq");
+    let error = refused(builder().park_keys(10)).await;
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::Denied, "parking"), "{error}");
+    let consumer = builder().start().await.expect("it needs no such right");
+    consumer.drain(Duration::from_secs(5)).await.committed.expect("nothing to commit");
+}
+
+#[tokio::test]
+async fn p8_who_asks_for_a_key_that_is_not_parked_is_told() {
+    let bus = bus("memory://").await;
+    assert_eq!(bus.parked("billing", "orders").await.expect_err("no topic").kind(), ErrorKind::NotFound);
+    bus.create_topic(&TopicSpec::new(Topic::new("orders").expect("legal"), 2)).await.expect("is new");
+    assert_eq!(bus.parked("billing", "orders").await.expect("none are"), []);
+    let error = bus.redrive("billing", "orders", "order-42").await.expect_err("it is not parked");
+    assert_eq!(
+        (error.kind(), error.to_string().contains("order-42")),
+        (ErrorKind::NotFound, true),
+        "{error}"
+    );
+    bus.close(Duration::from_secs(5)).await.expect("closes");
+    assert_eq!(bus.parked("billing", "orders").await.expect_err("closed").kind(), ErrorKind::Closed);
 }

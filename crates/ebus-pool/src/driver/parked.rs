@@ -24,11 +24,13 @@ impl Drop for PartitionKeeper {
 impl Driver {
     /// Has the parked keys of a partition claimed; `None` when no keys are parked in this pool.
     pub(super) fn keep_parked(&mut self, assigned: &Assigned, seed: u64) -> Option<PartitionKeeper> {
-        let config = self.shared.config.parked.clone()?;
+        let most = self.shared.config.most_parked?;
+        let place = self.shared.config.parking.clone()?;
         let shards = self.shards.iter().map(|shard| shard.commands.clone()).collect();
         let (keeper, handle) = Keeper::new(KeeperParts {
             group: self.shared.config.group.clone(),
-            config,
+            place,
+            most,
             partition: assigned.partition.clone(),
             owned: assigned.owned,
             lanes: Lanes { shards, router: self.router.clone(), seed },

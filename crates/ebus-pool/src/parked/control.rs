@@ -1,34 +1,65 @@
 //! What a program may ask for that owns nothing: which keys are parked, and to redrive one.
 
-use ebus_core::{Error, ErrorKind, Key, Parking, PartitionId};
+use std::sync::Arc;
+
+use ebus_core::{Backend, Error, ErrorKind, Group, Key, Parking, PartitionId, Topic};
 
 use super::ParkedKey;
 use super::set::{ParkedSet, Request};
 
-/// The parked keys of a partition, as its owner last wrote them.
+/// The parked keys of a group in a topic, as the owners of its partitions last wrote them.
 ///
 /// # Errors
-/// Those of [`Parking::read`]; `Decode` when the list cannot be read.
-pub async fn parked_keys(parking: &dyn Parking, partition: &PartitionId) -> Result<Vec<ParkedKey>, Error> {
-    let text = parking.read(partition).await?;
-    let set = text.as_deref().map(ParkedSet::decode).transpose();
-    let set = set.map_err(|error| error.with_context("partition", partition))?.unwrap_or_default();
-    Ok(set.iter().cloned().collect())
+/// `NotFound` when the topic does not exist; those of [`Backend::parking`] and [`Parking::read`]; `Decode` when a list cannot be
+/// read.
+pub async fn parked_keys(
+    backend: &dyn Backend,
+    group: &Group,
+    topic: &Topic,
+) -> Result<Vec<ParkedKey>, Error> {
+    read(backend, group, topic).await.map(|(_, keys)| keys)
 }
 
-/// Asks the owner of the partition, now or later, to redrive a key that is parked. When the key is not in
+/// Asks the owner of its partition, now or later, to redrive a key that is parked. When the key is not among the
 /// [`parked_keys`] any more, all of its dead letters have run.
 ///
 /// # Errors
-/// `NotFound` when the key is not parked; those of [`Parking`].
-pub async fn redrive(parking: &dyn Parking, partition: &PartitionId, key: &Key) -> Result<(), Error> {
-    let parked = parked_keys(parking, partition).await?;
-    let Some(parked) = parked.iter().find(|parked| parked.key == *key) else {
-        return Err(Error::new(ErrorKind::NotFound, "the key is not parked in this partition")
-            .with_operation("redrive")
-            .with_context("partition", partition)
-            .with_context("key", key));
-    };
-    let request = Request { key: key.clone(), offset: parked.offset };
-    parking.ask(partition, request.encode()).await
+/// `NotFound` when the key is not parked; those of [`parked_keys`] and [`Parking::ask`].
+pub async fn redrive(backend: &dyn Backend, group: &Group, topic: &Topic, key: &Key) -> Result<(), Error> {
+    let (parking, keys) = read(backend, group, topic).await?;
+    let mut found = false;
+    // In two partitions, if the topic has got more of them.
+    for parked in keys.iter().filter(|parked| parked.key == *key) {
+        let request = Request { key: key.clone(), offset: parked.offset };
+        parking.ask(&parked.partition, request.encode()).await?;
+        found = true;
+    }
+    if found {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::NotFound, "the key is not parked")
+        .with_operation("redrive")
+        .with_context("group", group)
+        .with_context("topic", topic)
+        .with_context("key", key))
+}
+
+async fn read(
+    backend: &dyn Backend,
+    group: &Group,
+    topic: &Topic,
+) -> Result<(Arc<dyn Parking>, Vec<ParkedKey>), Error> {
+    let partitions = backend.describe_topic(topic).await?.partitions.len();
+    let parking = backend.parking(group).await?;
+    let mut keys = Vec::new();
+    for number in (0..).take(partitions) {
+        let partition = PartitionId::new(topic.clone(), number);
+        if let Some(text) = parking.read(&partition).await? {
+            let set = ParkedSet::decode(&text, &partition);
+            let set = set
+                .map_err(|error| error.with_operation("parked_keys").with_context("partition", &partition))?;
+            keys.extend(set.iter().cloned());
+        }
+    }
+    Ok((parking, keys))
 }

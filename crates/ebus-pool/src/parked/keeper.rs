@@ -19,7 +19,7 @@ use super::ParkedKey;
 use super::handle::{Asked, Change, KeeperHandle, Place, Room};
 use super::redrive::{Redriven, Redriving, redrive};
 use super::set::{ParkedSet, Request};
-use crate::config::ParkedConfig;
+use crate::config::ParkingPlace;
 use crate::jobs::ToShard;
 use crate::retry::RetryPolicy;
 use crate::route::Router;
@@ -62,7 +62,8 @@ impl Lanes {
 /// What a keeper is made of.
 pub(crate) struct KeeperParts {
     pub(crate) group: ebus_core::Group,
-    pub(crate) config: ParkedConfig,
+    pub(crate) place: ParkingPlace,
+    pub(crate) most: usize,
     pub(crate) partition: PartitionId,
     pub(crate) owned: Owned,
     pub(crate) lanes: Lanes,
@@ -84,7 +85,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(parts: KeeperParts) -> (Self, KeeperHandle) {
         let (tx, asked) = unbounded_channel();
-        let room = Room::new(parts.config.most, parts.config.store.max_bytes());
+        let room = Room::new(parts.most, parts.place.store.max_bytes());
         let handle = KeeperHandle::new(tx, room.clone());
         let keeper = Self {
             parts,
@@ -122,11 +123,11 @@ impl Keeper {
     }
 
     fn store(&self) -> &Arc<dyn Parking> {
-        &self.parts.config.store
+        &self.parts.place.store
     }
 
     fn letters(&self) -> &Arc<dyn Backend> {
-        &self.parts.config.letters
+        &self.parts.place.letters
     }
 
     fn trouble(&self, error: Error, what: &str) {
@@ -143,7 +144,9 @@ impl Keeper {
         let owned = self.parts.owned;
         self.set = loop {
             let claimed = self.store().claim(&self.parts.partition, owned.epoch).await;
-            match claimed.and_then(|text| text.as_deref().map(ParkedSet::decode).transpose()) {
+            match claimed.and_then(|text| {
+                text.as_deref().map(|text| ParkedSet::decode(text, &self.parts.partition)).transpose()
+            }) {
                 Ok(set) => break set.unwrap_or_default(),
                 Err(error) => {
                     self.trouble(error, "parked keys not read; their partition waits until they are")

@@ -13,6 +13,8 @@ const MOST_ERROR: usize = 120;
 pub struct ParkedKey {
     /// The key.
     pub key: Key,
+    /// Its partition.
+    pub partition: PartitionId,
     /// The message that it was parked for.
     pub offset: u64,
     /// All of its parked messages below this offset were redriven.
@@ -32,6 +34,7 @@ pub struct ParkedKey {
 impl ParkedKey {
     pub(crate) fn new(
         key: Key,
+        partition: PartitionId,
         offset: u64,
         letters: PartitionId,
         next_letter: u64,
@@ -40,7 +43,7 @@ impl ParkedKey {
     ) -> Self {
         let redriven = NextOffset(offset);
         let error = cut(error);
-        Self { key, offset, redriven, letters, next_letter, since, error, stopped: false }
+        Self { key, partition, offset, redriven, letters, next_letter, since, error, stopped: false }
     }
 
     /// The message at this offset was redriven; `next_letter` stands behind its letter.

@@ -83,8 +83,8 @@ impl ParkedSet {
     }
 
     /// Nobody may guess which keys are parked: whatever is not a whole list is an error.
-    pub(crate) fn decode(text: &[u8]) -> Result<Self, Error> {
-        parse(text).ok_or_else(|| {
+    pub(crate) fn decode(text: &[u8], partition: &PartitionId) -> Result<Self, Error> {
+        parse(text, partition).ok_or_else(|| {
             Error::new(
                 ErrorKind::Decode,
                 "the list of parked keys cannot be read, so nothing of its partition is handled; restore it, or remove it \
@@ -94,7 +94,7 @@ impl ParkedSet {
     }
 }
 
-fn parse(text: &[u8]) -> Option<ParkedSet> {
+fn parse(text: &[u8], home: &PartitionId) -> Option<ParkedSet> {
     let text = std::str::from_utf8(text).ok()?;
     let mut lines = text.strip_prefix(HEAD)?.strip_suffix('\n')?.split('\n');
     let count: usize = lines.next_back()?.strip_prefix("end ")?.parse().ok()?;
@@ -104,6 +104,7 @@ fn parse(text: &[u8]) -> Option<ParkedSet> {
             line.split(' ').collect::<Vec<_>>().try_into().ok()?;
         set.put(ParkedKey {
             key: Key::new(unescaped(key)?),
+            partition: home.clone(),
             offset: offset.parse().ok()?,
             redriven: NextOffset(redriven.parse().ok()?),
             letters: PartitionId::new(Topic::new(topic).ok()?, partition.parse().ok()?),

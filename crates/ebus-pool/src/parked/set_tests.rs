@@ -26,6 +26,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn home() -> PartitionId {
+    PartitionId::new(Topic::new("orders").expect("legal"), 5)
+}
+
 fn dead() -> PartitionId {
     PartitionId::new(Topic::new("orders.dlq").expect("legal"), 3)
 }
@@ -39,7 +43,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Park(key, at) => {
-                    set.put(ParkedKey::new(Key::new(key.clone()), at, dead(), at / 2, Timestamp::now(), "boom"));
+                    set.put(ParkedKey::new(Key::new(key.clone()), home(), at, dead(), at / 2, Timestamp::now(), "boom"));
                     model.retain(|known| known.0 != key);
                     model.push((key, at, at, at / 2, false));
                 }
@@ -67,7 +71,7 @@ proptest! {
             let text = set.encode();
             let cost: usize = set.iter().map(|one| ParkedSet::cost(&one.key, &one.letters.topic)).sum();
             prop_assert!(text.len() <= cost + FRAME_BYTES, "{} of {cost}", text.len());
-            prop_assert_eq!(&ParkedSet::decode(&text).expect("its own text"), &set);
+            prop_assert_eq!(&ParkedSet::decode(&text, &home()).expect("its own text"), &set);
             let mut seen: Vec<_> = set
                 .iter()
                 .map(|one| (one.key.as_bytes().to_vec(), one.offset, one.redriven.0, one.next_letter, one.stopped))
@@ -80,7 +84,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_an_error_or_a_list(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = ParkedSet::decode(&bytes);
+        let _ = ParkedSet::decode(&bytes, &home());
         let _ = Request::decode(&bytes);
     }
 
@@ -89,15 +93,15 @@ proptest! {
     fn p1_a_list_that_was_cut_is_refused(cut in 0usize..400) {
         let mut set = ParkedSet::default();
         for name in ["a", "b", "c"] {
-            set.put(ParkedKey::new(name.into(), 7, dead(), 9, Timestamp::from_millis(-1), "no such account"));
+            set.put(ParkedKey::new(name.into(), home(), 7, dead(), 9, Timestamp::from_millis(-1), "no such account"));
         }
         let text = set.encode();
         prop_assume!(cut < text.len());
-        prop_assert!(ParkedSet::decode(&text[..cut]).is_err());
+        prop_assert!(ParkedSet::decode(&text[..cut], &home()).is_err());
         let without_one: String = std::str::from_utf8(&text).expect("is text").lines()
             .filter(|line| !line.starts_with("b "))
             .fold(String::new(), |text, line| text + line + "\n");
-        prop_assert!(ParkedSet::decode(without_one.as_bytes()).is_err());
+        prop_assert!(ParkedSet::decode(without_one.as_bytes(), &home()).is_err());
     }
 
     #[test]

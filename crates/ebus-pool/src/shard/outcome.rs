@@ -153,7 +153,7 @@ impl Shard {
         let mut parks = None;
         if let (Some(parked), Some(key)) = (&tenure.parked, &head.job.message.key) {
             let Some(place) = parked.keeper.take(key, topic) else {
-                let most = config.parked.as_ref().map_or(0, |parked| parked.most);
+                let most = config.most_parked.unwrap_or_default();
                 return self.be_patient(lane, full(most, error));
             };
             parks = Some((parked.keeper.clone(), key.clone(), place));
@@ -177,7 +177,8 @@ impl Shard {
             let Some((keeper, key, place)) = parks else { return Ended::Outcome(Outcome::Ack) };
             let letters = PartitionId::new(receipt.topic, receipt.partition);
             let error = why.error.chain();
-            let parked = ParkedKey::new(key, offset, letters, receipt.offset, why.last_failed, &error);
+            let home = origin.partition.clone();
+            let parked = ParkedKey::new(key, home, offset, letters, receipt.offset, why.last_failed, &error);
             // Before the message is settled: its next owner must know.
             keeper.change(Change::Park(parked.clone(), place)).await;
             Ended::Parked(Box::new(parked))

@@ -119,7 +119,7 @@ impl<'c> MemberBuilder<'c> {
             let group = self.group.as_str();
             self.ctx.rules(|rules| rules.parks(group));
             let store = backend.parking(&self.group).await?;
-            pool = pool.with_parked_keys(store, backend.clone(), most);
+            pool = pool.with_parked_keys(most).with_parking(store, backend.clone());
         }
         let mut handlers = Handlers::new();
         for topic in self.options.topics.iter().filter(|_| !self.silent) {

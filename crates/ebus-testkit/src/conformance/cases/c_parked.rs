@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebus_core::{Backend, Delivery, Group, Key, Outcome, PartitionId, Topic};
+use ebus_core::{Delivery, Group, Key, Outcome, Topic};
 use ebus_pool::{ParkedKey, dead_letter};
 
 use super::super::ctx::{Ctx, keys};
@@ -57,31 +57,19 @@ fn parking<'c>(
     })
 }
 
-async fn parked(
-    backend: &dyn Backend,
-    group: &Group,
-    topic: &Topic,
-) -> Checked<Vec<(PartitionId, ParkedKey)>> {
-    let store = backend.parking(group).await?;
-    let mut all = Vec::new();
-    for partition in (0..).take(backend.describe_topic(topic).await?.partitions.len()) {
-        let partition = PartitionId::new(topic.clone(), partition);
-        let keys = ebus_pool::parked_keys(&*store, &partition).await?;
-        all.extend(keys.into_iter().map(|parked| (partition.clone(), parked)));
-    }
-    Ok(all)
+async fn parked(ctx: &Ctx, group: &Group, topic: &Topic) -> Checked<Vec<ParkedKey>> {
+    Ok(ebus_pool::parked_keys(&*ctx.control, group, topic).await?)
 }
 
-async fn ask(backend: &dyn Backend, group: &Group, topic: &Topic) -> Checked {
-    let store = backend.parking(group).await?;
-    let parked = parked(backend, group, topic).await?;
-    let Some((partition, parked)) = parked.first() else { return Err(Failure::new("nothing is parked")) };
-    Ok(ebus_pool::redrive(&*store, partition, &parked.key).await?)
+async fn ask(ctx: &Ctx, group: &Group, topic: &Topic) -> Checked {
+    let parked = parked(ctx, group, topic).await?;
+    let Some(first) = parked.first() else { return Err(Failure::new("nothing is parked")) };
+    Ok(ebus_pool::redrive(&*ctx.control, group, topic, &first.key).await?)
 }
 
 async fn until_free(ctx: &Ctx, group: &Group, topic: &Topic) -> Checked {
     ctx.until_some("no key is parked any more", || async {
-        Ok(parked(&*ctx.control, group, topic).await?.is_empty().then_some(()))
+        Ok(parked(ctx, group, topic).await?.is_empty().then_some(()))
     })
     .await
 }
@@ -124,10 +112,10 @@ pub(super) async fn c13_what_follows_a_dead_letter_is_parked_and_redriven(ctx: &
     ctx.until_handled(10 * OTHERS + 3).await?;
     assert_eq!(until_letters(ctx, &dead, 7).await?, told(4..=10));
     assert_eq!(ctx.log.versions(BAD), [1, 2, 3, 4], "what follows ran");
-    let listed = parked(&*ctx.control, &group, &topic).await?;
+    let listed = parked(ctx, &group, &topic).await?;
     assert_eq!(listed.len(), 1);
-    assert_eq!((&listed[0].1.key, listed[0].1.stopped), (&Key::from(BAD), false));
-    assert!(listed[0].1.error.contains("it is broken"), "{:?}", listed[0].1);
+    assert_eq!((&listed[0].key, listed[0].stopped), (&Key::from(BAD), false));
+    assert!(listed[0].error.contains("it is broken"), "{:?}", listed[0]);
     let state = member.state().await;
     assert_eq!(state.partitions.iter().map(|partition| partition.parked_keys).sum::<usize>(), 1);
     ctx.until_some("they are counted", || async {
@@ -136,7 +124,7 @@ pub(super) async fn c13_what_follows_a_dead_letter_is_parked_and_redriven(ctx: &
     })
     .await?;
     from.set(0);
-    ask(&*ctx.control, &group, &topic).await?;
+    ask(ctx, &group, &topic).await?;
     until_free(ctx, &group, &topic).await?;
     assert_eq!(ctx.log.versions(BAD), [1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10]);
     ctx.publish(&topic, &names, 11..=11).await?;
@@ -167,7 +155,7 @@ pub(super) async fn c14_the_next_owner_knows_what_is_parked(ctx: &Ctx) -> Checke
     assert!(report.committed.is_ok(), "{report:?}");
     ctx.publish(&topic, &[BAD], 7..=9).await?;
     // Nobody owns the partition: the request waits.
-    ask(&*ctx.control, &group, &topic).await?;
+    ask(ctx, &group, &topic).await?;
     let _third = parking(ctx, "third", &group, (&topic, &dead), &from).start().await?;
     ctx.until_handled(9).await?;
     until_free(ctx, &group, &topic).await?;
@@ -184,19 +172,19 @@ pub(super) async fn c15_a_redrive_that_fails_again_stops_there(ctx: &Ctx) -> Che
     let _member = parking(ctx, "m", &group, (&topic, &dead), &from).start().await?;
     until_letters(ctx, &dead, 5).await?;
     from.set(3);
-    ask(&*ctx.control, &group, &topic).await?;
+    ask(ctx, &group, &topic).await?;
     let stopped = ctx
         .until_some("the redrive has stopped", || async {
-            let parked = parked(&*ctx.control, &group, &topic).await?;
-            Ok(parked.into_iter().find(|(_, parked)| parked.stopped))
+            let parked = parked(ctx, &group, &topic).await?;
+            Ok(parked.into_iter().find(|parked| parked.stopped))
         })
         .await?;
-    assert!(stopped.1.error.contains("it is broken"), "{stopped:?}");
+    assert!(stopped.error.contains("it is broken"), "{stopped:?}");
     assert_eq!(ctx.log.versions(BAD), [1, 1, 2, 3]);
     ctx.publish(&topic, &[BAD], 6..=6).await?;
     assert_eq!(until_letters(ctx, &dead, 6).await?, told(1..=6));
     from.set(0);
-    ask(&*ctx.control, &group, &topic).await?;
+    ask(ctx, &group, &topic).await?;
     until_free(ctx, &group, &topic).await?;
     assert_eq!(ctx.log.versions(BAD), [1, 1, 2, 3, 3, 4, 5, 6]);
     Ok(())
@@ -216,7 +204,7 @@ pub(super) async fn c16_killed_while_redriving_the_next_goes_on(ctx: &Ctx) -> Ch
     })
     .await?;
     from.set(0);
-    ask(&*ctx.control, &group, &topic).await?;
+    ask(ctx, &group, &topic).await?;
     ctx.until_handled(PARKED as usize / 4).await?;
     first.kill().await?;
     let before = ctx.log.acked();
@@ -259,7 +247,7 @@ pub(super) async fn c17_a_full_list_makes_a_key_wait(ctx: &Ctx) -> Checked {
     assert_eq!(ctx.count(&dead).await?, 2);
     broken.store(0, Ordering::SeqCst);
     ctx.until_some("it goes on", || async { Ok((ctx.log.handled() == 2).then_some(())) }).await?;
-    ask(&*ctx.control, &group, &topic).await?;
+    ask(ctx, &group, &topic).await?;
     until_free(ctx, &group, &topic).await?;
     ctx.until_handled(4).await
 }
@@ -274,7 +262,7 @@ pub(super) async fn c18_handed_over_while_redriving_repeats_nothing(ctx: &Ctx) -
     let first = parking(ctx, "first", &group, (&topic, &dead), &from).start().await?;
     until_letters(ctx, &dead, PARKED as usize).await?;
     from.set(0);
-    ask(&*ctx.control, &group, &topic).await?;
+    ask(ctx, &group, &topic).await?;
     ctx.until_handled(PARKED as usize / 4).await?;
     let report = first.drain(ctx.patience()).await;
     assert!(report.committed.is_ok(), "{report:?}");
