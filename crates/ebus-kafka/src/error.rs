@@ -98,7 +98,7 @@ fn advice(code: RDKafkaErrorCode, kind: ErrorKind) -> &'static str {
         }
         (_, ErrorKind::NotFound) => "it does not exist; create the topic first",
         (_, ErrorKind::TooLarge) => {
-            "the broker takes no message of this size; raise the topic's max.message.bytes"
+            "the broker takes no batch of this size; raise the topic's max.message.bytes, or set batch_bytes below it"
         }
         (_, ErrorKind::Overloaded) => "librdkafka's queue is full; publish more slowly",
         (_, ErrorKind::Denied) => {

@@ -20,6 +20,9 @@
 //!   `Unavailable`: not sent, not stored.
 //! - What the topic would not take (`max.message.bytes`, or a compacted topic and no key) is refused before it is sent, if the topic's
 //!   settings may be described; sizes count before compression.
+//! - Anything else that a broker refuses for good (a timestamp too far ahead, a batch too large for a topic whose settings may not be
+//!   described) lets librdkafka begin a new producer epoch. What was sent before and has no answer then, because its broker was cut
+//!   off at that very time, is sent again and may be stored twice.
 //! - Brokers forget a producer that is silent for `producer.id.expiration.ms` (a day). What was in flight at the beginning of a
 //!   longer outage may be stored twice.
 //! - `close` sends what it can within its time. What is left is given up: its publish fails with `Timeout` if it may have been
@@ -36,6 +39,9 @@
 //! - With an [`instance_id`](KafkaConfig::with_instance_id) a clean restart within the session moves nothing. A second process of
 //!   that name fences the first (classic) or is refused while the first is there (consumer protocol): whoever loses ends with
 //!   `Fenced`.
+//! - With the classic protocol, a member that has rejoined commits nothing until the slowest member has let go of what it is to give
+//!   up: the broker answers nothing on a connection that waits in a rebalance. Killed meanwhile, so much runs again. The consumer
+//!   protocol has no such pause.
 //! - Where a new topic begins with `latest` or a time is decided once for the group, by the member that owns its first partition.
 //! - Consumers of other languages may share a group if they use cooperative-sticky; a group with members that only know another
 //!   assignor cannot be joined, which is told as `Unsupported`. What they commit has no finished set: what finished above their
@@ -63,6 +69,7 @@ mod config_check;
 mod config_url;
 mod convert;
 mod deadlines;
+mod elsewhere;
 mod error;
 mod flight;
 mod in_flight;

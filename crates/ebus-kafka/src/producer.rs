@@ -26,6 +26,7 @@ use tower_service::Service;
 use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
 use crate::deadlines::Deadlines;
+use crate::elsewhere::Elsewhere;
 use crate::error::{fatal, from_kafka, publish_failed};
 use crate::flight::{Flight, KafkaPublishFuture};
 use crate::in_flight::{InFlight, NoPlace, Waiter};
@@ -61,7 +62,7 @@ pub struct KafkaProducer {
 }
 
 pub(crate) struct Shared {
-    client: Arc<BaseProducer<Reports>>,
+    client: Arc<Elsewhere<BaseProducer<Reports>>>,
     control: Control,
     in_flight: Arc<InFlight>,
     deadlines: Arc<Deadlines>,
@@ -171,7 +172,7 @@ impl Shared {
         let client: BaseProducer<Reports> = clients::producer(config)
             .create_with_context(reports)
             .map_err(|error| from_kafka("connect", error))?;
-        let client = Arc::new(client);
+        let client = Arc::new(Elsewhere::new(client));
         let stop = Arc::new(AtomicBool::new(false));
         let closed = Arc::new(AtomicBool::new(false));
         let thread = {

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
 use crate::convert::{Slabs, slab_len};
+use crate::elsewhere::drop_elsewhere;
 use crate::error::{from_code, from_kafka};
 use crate::sys::queue::{Batch, PartitionQueue};
 use crate::topics::Control;
@@ -181,12 +182,5 @@ impl Drop for KafkaReader {
         if handle.is_some() {
             drop_elsewhere(move || drop((batch, queue, handle)));
         }
-    }
-}
-
-/// Runs what blocks while it is dropped on a thread of its own; here if there is none to be had.
-pub(crate) fn drop_elsewhere(work: impl FnOnce() + Send + 'static) {
-    if let Err(error) = std::thread::Builder::new().name("ebus-kafka-drop".into()).spawn(work) {
-        tracing::warn!(%error, "no thread could be started to close a Kafka handle");
     }
 }

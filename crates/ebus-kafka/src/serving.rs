@@ -1,6 +1,4 @@
 //! The thread that serves a producer (G7, G9): reports and logs of librdkafka, and the deadlines of what is not answered.
-//!
-//! It owns the last handle of the client, whose drop may block, so that no task of the runtime ever does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,15 +7,16 @@ use std::time::{Duration, Instant};
 use rdkafka::producer::{BaseProducer, Producer, PurgeConfig};
 
 use crate::deadlines::Deadlines;
+use crate::elsewhere::Elsewhere;
 use crate::producer::Reports;
 use crate::topics::Control;
 
 /// How long one turn waits for reports.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 
-/// The thread that serves reports, logs, errors and deadlines. The client's last handle is dropped here, which may block.
+/// The thread that serves reports, logs, errors and deadlines.
 pub(crate) struct Serving {
-    pub(crate) client: Arc<BaseProducer<Reports>>,
+    pub(crate) client: Arc<Elsewhere<BaseProducer<Reports>>>,
     pub(crate) control: Control,
     pub(crate) deadlines: Arc<Deadlines>,
     pub(crate) stop: Arc<AtomicBool>,

@@ -12,6 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::clients::{self, FRAMING, Log};
 use crate::config::{KafkaConfig, TopicPolicy};
+use crate::elsewhere::Elsewhere;
 use crate::error::{from_kafka, invalid};
 use crate::sys::admin::{self, Described};
 use crate::sys::committed::{GroupOffset, NewOffset, commit, committed};
@@ -27,7 +28,7 @@ const TELLING: Duration = Duration::from_secs(2);
 /// The control handle. Its methods block: call them through [`Control::run`].
 #[derive(Clone)]
 pub(crate) struct Control {
-    handle: Arc<BaseConsumer<Log>>,
+    handle: Arc<Elsewhere<BaseConsumer<Log>>>,
     config: Arc<KafkaConfig>,
     askers: Arc<Mutex<Vec<Asker>>>,
 }
@@ -36,7 +37,7 @@ pub(crate) struct Control {
 #[derive(Clone)]
 struct Asker {
     group: Group,
-    handle: Arc<BaseConsumer<Log>>,
+    handle: Arc<Elsewhere<BaseConsumer<Log>>>,
 }
 
 /// How many of them are kept, for the groups that were asked for last. Each is two threads and some connections.
@@ -45,7 +46,7 @@ const ASKERS: usize = 4;
 impl Control {
     pub(crate) fn new(config: Arc<KafkaConfig>) -> Result<Self, Error> {
         let handle = clients::consumer(&clients::control(&config), Log::default(), "connect")?;
-        Ok(Self { handle: Arc::new(handle), config, askers: Arc::default() })
+        Ok(Self { handle: Arc::new(Elsewhere::new(handle)), config, askers: Arc::default() })
     }
 
     pub(crate) fn client(&self) -> &Client<Log> {
@@ -71,7 +72,7 @@ impl Control {
         commit(&asker, offsets, self.timeout())
     }
 
-    fn asker(&self, group: &Group) -> Result<Arc<BaseConsumer<Log>>, Error> {
+    fn asker(&self, group: &Group) -> Result<Arc<Elsewhere<BaseConsumer<Log>>>, Error> {
         let mut askers = self.askers.lock();
         let found = askers.iter().position(|asker| asker.group == *group);
         let asker = match found {
@@ -79,16 +80,13 @@ impl Control {
             None => {
                 let config = clients::asker(&self.config, group);
                 let handle = clients::consumer(&config, Log::default(), "read committed positions")?;
-                Asker { group: group.clone(), handle: Arc::new(handle) }
+                Asker { group: group.clone(), handle: Arc::new(Elsewhere::new(handle)) }
             }
         };
         let handle = asker.handle.clone();
         askers.insert(0, asker);
         let kept = askers.len().min(ASKERS);
-        let unused = askers.split_off(kept);
-        drop(askers);
-        // Not under the lock: the end of a handle takes a while.
-        drop(unused);
+        askers.truncate(kept);
         Ok(handle)
     }
 

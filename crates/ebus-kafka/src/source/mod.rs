@@ -25,9 +25,9 @@ use self::session::Session;
 use crate::clients::{self, Log};
 use crate::config::{GroupProtocol, KafkaConfig};
 use crate::convert::Slabs;
+use crate::elsewhere::drop_elsewhere;
 use crate::member::{Command, Commit, Member, Place};
 use crate::positions::{Found as Positions, are_known};
-use crate::reader::drop_elsewhere;
 use crate::sys::queue::{Batch, PartitionQueue};
 use crate::topics::Control;
 
