@@ -44,6 +44,17 @@ impl Raw {
         Ok(())
     }
 
+    /// Goes on until something else is done: a member whose `recv` rests proves to nobody that it is there.
+    async fn goes_on_until<T>(&mut self, done: impl Future<Output = T>) -> Checked<T> {
+        let mut done = std::pin::pin!(done);
+        loop {
+            tokio::select! {
+                result = &mut done => return Ok(result),
+                looked = self.look() => looked?,
+            }
+        }
+    }
+
     fn of(&self, owned: Owned) -> usize {
         self.inbound.iter().filter(|inbound| inbound.token.owned() == owned).count()
     }
@@ -79,7 +90,7 @@ pub(super) async fn d05_the_settlement_of_an_old_epoch_is_void(ctx: &Ctx) -> Che
         in_time("the first member has every message")?;
         first.look().await?;
     }
-    let mut second = Raw::new(other.source(options).await?);
+    let mut second = Raw::new(first.goes_on_until(other.source(options)).await??);
     while first.revoking.is_empty() {
         in_time("a partition is revoked")?;
         first.look().await?;
@@ -94,7 +105,7 @@ pub(super) async fn d05_the_settlement_of_an_old_epoch_is_void(ctx: &Ctx) -> Che
         first.look().await?;
         second.look().await?;
     }
-    second.source.close(ctx.patience()).await?;
+    first.goes_on_until(second.source.close(ctx.patience())).await??;
     let partition = partition_of(&first.assigned, old);
     let regained = loop {
         in_time("it is handed back, and read again")?;
@@ -118,12 +129,12 @@ pub(super) async fn d05_the_settlement_of_an_old_epoch_is_void(ctx: &Ctx) -> Che
         .iter()
         .rfind(|assigned| assigned.partition == kept_partition)
         .map_or(kept, |a| a.owned);
-    let start = one.committed(&group, &topic).await?;
+    let start = first.goes_on_until(one.committed(&group, &topic)).await??;
     let finished = ctx.finished_in(&topic, &start) + first.finish(kept);
     loop {
         in_time("the other partition is committed")?;
         first.look().await?;
-        let committed = one.committed(&group, &topic).await?;
+        let committed = first.goes_on_until(one.committed(&group, &topic)).await??;
         let of = |committed: &[Committed]| {
             committed
                 .iter()
