@@ -12,6 +12,7 @@
 //! runtime's clock, so that a test that pauses time moves them.
 
 mod backend;
+mod batch;
 mod capability;
 mod delivery;
 mod error;
@@ -37,6 +38,7 @@ mod topic;
 pub use backend::{
     Backend, Committed, PartitionInfo, ReadRange, Reader, SourceOptions, StartPosition, TopicInfo, TopicSpec,
 };
+pub use batch::{BatchHandler, BatchOutcome, Failures};
 pub use capability::Capability;
 pub use delivery::Delivery;
 pub use error::{BoxError, Error, ErrorKind, Retryability};
