@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ebus_core::{Key, Lease, Message, Owned, PartitionId, Settlement, Token, Topic};
 use tokio::sync::oneshot;
 
+use crate::handlers::Handling;
 use crate::parked::{KeeperHandle, ParkedKey};
-use crate::runner::Runner;
 use crate::state::Stuck;
 
 /// A message on its way to its lane.
@@ -28,7 +28,7 @@ pub(crate) enum ToShard {
     /// These ownerships end now: drop their runs too. Answered by `Ended` for each that has not been answered yet.
     Cancel(Vec<Owned>),
     /// Handles this topic from now on.
-    Handler { topic: Topic, runner: Box<dyn Runner> },
+    Handle { topic: Topic, handling: Handling },
     /// This topic is given up: drop its handler once nothing of it is owned.
     GiveUp(Topic),
     /// A parked key is redriven: hold its messages, and say when no dead letter of it is on its way any more.

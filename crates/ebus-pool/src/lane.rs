@@ -23,6 +23,8 @@ pub(crate) struct Lane {
     /// What comes after the head.
     pub(crate) queue: VecDeque<Job>,
     pub(crate) phase: Phase,
+    /// So many messages, from the head on, were in a batch that failed without a name: each runs by itself.
+    pub(crate) alone: usize,
     /// Its head is a dead letter that is redriven: it came from no source, and is settled with none.
     pub(crate) redrive: Option<Box<Redrive>>,
 }
@@ -61,8 +63,12 @@ pub(crate) struct Failure {
 pub(crate) enum Phase {
     /// Stands in its route's queue for a slot.
     Ready,
+    /// Stands in its route's next batch, with so many messages from the head on.
+    Gathering { taken: usize },
     /// Its handler runs.
     Running { since: Instant },
+    /// So many messages from the head on are in a batch whose handler runs.
+    InBatch { since: Instant, messages: usize },
     /// Waits for its retry, without a slot; or for its lease to be moved on.
     Waiting { timer: delay_queue::Key, until: Instant, lease_over: bool },
     /// Its dead letter is being published.

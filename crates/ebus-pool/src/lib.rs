@@ -14,6 +14,7 @@
 //!
 //! No queue between them can block: all are bounded by the budget alone, so there is no cycle of waiting (G9).
 
+mod batch;
 mod config;
 pub mod dead_letter;
 mod driver;
@@ -34,6 +35,7 @@ mod shared;
 mod slots;
 mod state;
 
+pub use batch::Batch;
 pub use config::PoolConfig;
 pub use handlers::Handlers;
 pub use parked::{ParkedKey, parked_keys, redrive};

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Handler, Source, Topic};
+use ebus_core::{BatchHandler, Error, ErrorKind, Handler, Source, Topic};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::batch::Batch;
 use crate::config::PoolConfig;
 use crate::driver::{Control, Driver, ShardHandle};
-use crate::handlers::{Handlers, make_runners};
+use crate::handlers::{Handlers, Handling, batches, each};
 use crate::shard::Shard;
 use crate::shared::Shared;
 use crate::slots::Slots;
@@ -59,6 +60,7 @@ impl Pool {
             let message = "parked keys have no place to be kept; give the pool one";
             return Err(Error::new(ErrorKind::ConfigInvalid, message).with_operation("start"));
         }
+        handlers.validate(&config)?;
         let shards = config.shards;
         let shared = Arc::new(Shared {
             slots: Slots::new(config.max_in_flight, shards),
@@ -79,7 +81,7 @@ impl Pool {
             .collect();
         drop(to_driver);
         let (control, control_rx) = unbounded_channel();
-        let handlers = handlers.into_runners(shards);
+        let handlers = handlers.into_handlings(shards);
         let (report, report_rx) = watch::channel(None);
         let driver = Driver::new(shared.clone(), source, control_rx, from_shards, (to_shards, tasks), report);
         tokio::spawn(driver.run(handlers));
@@ -91,10 +93,33 @@ impl Pool {
     /// # Errors
     /// `Closed` when the pool drains or has ended.
     pub fn subscribe<H: Handler>(&self, topic: Topic, handler: H) -> Result<(), Error> {
+        self.handle(topic, each(handler)(self.shards))
+    }
+
+    /// Handles `topic` in batches from now on; an earlier handler of it is replaced for runs that start later.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for a batch that could not fill; `Closed` when the pool drains or has ended.
+    pub fn subscribe_batch<H: BatchHandler>(
+        &self,
+        topic: Topic,
+        batch: Batch,
+        handler: H,
+    ) -> Result<(), Error> {
+        let problems = batch.problems(&self.shared.config);
+        if !problems.is_empty() {
+            return Err(Error::new(ErrorKind::ConfigInvalid, problems.join("; "))
+                .with_operation("subscribe")
+                .with_context("topic", &topic));
+        }
+        self.handle(topic, batches(batch, handler)(self.shards))
+    }
+
+    fn handle(&self, topic: Topic, handlings: Vec<Handling>) -> Result<(), Error> {
         if self.draining.load(Relaxed) {
             return Err(Error::closed("subscribe"));
         }
-        self.send(Control::Handle { topic, runners: make_runners(handler)(self.shards) }, "subscribe")
+        self.send(Control::Handle { topic, handlings }, "subscribe")
     }
 
     /// Gives a topic up: its partitions go to the other members as at a rebalance, with the time for a hand-over for what

@@ -4,27 +4,34 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use ebus_core::Owned;
+use ebus_core::{Outcome, Owned};
 
 use crate::runner::{Ended, PendingRun, drop_run, guarded};
 
-/// Belongs to one lane until it has said how it ended. A handler's run or a dead letter's publish.
-pub(crate) struct Run {
-    pub(crate) lane: usize,
-    pub(crate) owned: Owned,
-    future: Option<PendingRun>,
+/// A handler's run or a dead letter's publish. It belongs to somebody, to whom it goes back when it has said how it ended.
+pub(crate) struct Run<W = OfLane, O = Outcome> {
+    /// There until it has ended.
+    pub(crate) whose: Option<W>,
+    future: Option<PendingRun<O>>,
     waker: Option<Waker>,
 }
 
-/// What a run said at its end; `None` when it was cancelled.
-pub(crate) struct RunEnd {
+/// Whose a run of one message is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OfLane {
     pub(crate) lane: usize,
-    pub(crate) ended: Option<Ended>,
+    pub(crate) owned: Owned,
 }
 
-impl Run {
-    pub(crate) fn new(lane: usize, owned: Owned, future: PendingRun) -> Self {
-        Self { lane, owned, future: Some(future), waker: None }
+/// What a run said at its end; `None` when it was cancelled.
+pub(crate) struct RunEnd<W = OfLane, O = Outcome> {
+    pub(crate) whose: W,
+    pub(crate) ended: Option<Ended<O>>,
+}
+
+impl<W, O> Run<W, O> {
+    pub(crate) fn new(whose: W, future: PendingRun<O>) -> Self {
+        Self { whose: Some(whose), future: Some(future), waker: None }
     }
 
     /// Drops the handler's future now; the run says so at its next poll.
@@ -38,28 +45,27 @@ impl Run {
     }
 }
 
-impl Future for Run {
-    type Output = RunEnd;
+impl<W: Unpin, O> Future for Run<W, O> {
+    type Output = RunEnd<W, O>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RunEnd> {
-        let lane = self.lane;
-        let Some(future) = &mut self.future else { return Poll::Ready(RunEnd { lane, ended: None }) };
-        // A handler's run has a guard of its own; this one is for what surrounds it, and for dead letters.
-        let polled = guarded(|| future.as_mut().poll(cx)).unwrap_or_else(Poll::Ready);
-        match polled {
-            Poll::Ready(ended) => {
-                if let Some(future) = self.future.take() {
-                    drop_run(future);
-                }
-                Poll::Ready(RunEnd { lane, ended: Some(ended) })
-            }
-            Poll::Pending => {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<RunEnd<W, O>> {
+        let mut ended = None;
+        if let Some(future) = &mut self.future {
+            // A handler's run has a guard of its own; this one is for what surrounds it, and for dead letters.
+            let polled = guarded(|| future.as_mut().poll(cx)).unwrap_or_else(Poll::Ready);
+            let Poll::Ready(end) = polled else {
                 // The set gives each run one waker for life.
                 if self.waker.is_none() {
                     self.waker = Some(cx.waker().clone());
                 }
-                Poll::Pending
-            }
+                return Poll::Pending;
+            };
+            ended = Some(end);
         }
+        if let Some(future) = self.future.take() {
+            drop_run(future);
+        }
+        // Polled after its end, as the set does not: there is nobody to say it to.
+        self.whose.take().map_or(Poll::Pending, |whose| Poll::Ready(RunEnd { whose, ended }))
     }
 }

@@ -2,24 +2,26 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use ebus_core::{BoxError, Delivery, Error, ErrorKind, Handler, Outcome};
+use ebus_core::{BatchOutcome, BoxError, Delivery, Error, ErrorKind, Outcome};
 use pin_project_lite::pin_project;
+use tower_service::Service;
 
 use crate::parked::ParkedKey;
 
 /// How a run ended.
-pub(crate) enum Ended {
-    Outcome(Outcome),
+pub(crate) enum Ended<O = Outcome> {
+    Outcome(O),
     Panicked(Error),
     /// Its dead letter has its receipt, and its key is kept as parked.
     Parked(Box<ParkedKey>),
 }
 
-impl Ended {
+impl<O> Ended<O> {
     fn log(&self, what: &'static str) {
         if let Self::Panicked(error) = self {
             tracing::error!(%error, "{what}");
@@ -27,53 +29,71 @@ impl Ended {
     }
 }
 
-/// A run that did not end at once.
-pub(crate) type PendingRun = Pin<Box<dyn Future<Output = Ended> + Send>>;
-
-/// What [`Runner::start`] came to.
-pub(crate) enum Started {
-    Ended(Ended),
-    Pending(PendingRun),
+/// What a handler says of a run, if the run failed before it could say anything.
+pub(crate) trait Failed {
+    fn by(error: Error) -> Self;
 }
 
-/// Runs deliveries of one topic.
-pub(crate) trait Runner: Send {
+impl Failed for Outcome {
+    fn by(error: Error) -> Self {
+        Self::Retry { after: None, error }
+    }
+}
+
+impl Failed for BatchOutcome {
+    fn by(error: Error) -> Self {
+        Self::Retry { after: None, error }
+    }
+}
+
+/// A run that did not end at once.
+pub(crate) type PendingRun<O = Outcome> = Pin<Box<dyn Future<Output = Ended<O>> + Send>>;
+
+/// What [`Runner::start`] came to.
+pub(crate) enum Started<O = Outcome> {
+    Ended(Ended<O>),
+    Pending(PendingRun<O>),
+}
+
+/// Runs what comes of one topic: deliveries, or batches of them.
+pub(crate) trait Runner<I = Delivery, O = Outcome>: Send {
     /// Whether a run may start; pending wakes the shard. A handler that fails or panics here is replaced by a new clone.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>>;
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended<O>>>;
 
     /// Starts a run and polls it once, after `poll_ready` said so.
-    fn start(&mut self, delivery: Delivery, cx: &mut Context<'_>) -> Started;
+    fn start(&mut self, input: I, cx: &mut Context<'_>) -> Started<O>;
 
     /// Nothing waits for readiness any more: a handler that stands in a queue for it, such as that of a concurrency limit,
     /// leaves it, so that whoever is behind it gets its turn.
     fn let_go(&mut self);
 }
 
-pub(crate) struct HandlerRunner<H: Handler> {
+pub(crate) struct HandlerRunner<H: Service<I>, I> {
     /// Never made ready: new clones are taken from it. There until this is dropped.
     template: Option<H>,
     /// None when the last clone panicked: the next run tries again.
     handler: Option<H>,
     /// The box of the last run that ended at once, to be used again.
     spare: Option<Pin<Box<Run<H::Future>>>>,
+    input: PhantomData<fn(I)>,
 }
 
-impl<H: Handler> HandlerRunner<H> {
+impl<H: Service<I> + Clone, I> HandlerRunner<H, I> {
     pub(crate) fn new(handler: H) -> Self {
-        Self { template: Some(handler.clone()), handler: Some(handler), spare: None }
+        Self { template: Some(handler.clone()), handler: Some(handler), spare: None, input: PhantomData }
     }
 
     /// Drops the clone that is used, and takes a new one.
     fn renew(&mut self) {
         drop_guarded(self.handler.take());
-        match guarded(|| self.template.clone()) {
+        match guarded::<_, Outcome>(|| self.template.clone()) {
             Ok(handler) => self.handler = handler,
             Err(ended) => ended.log("the handler could not be cloned; the next run tries again"),
         }
     }
 }
 
-impl<H: Handler> Drop for HandlerRunner<H> {
+impl<H: Service<I>, I> Drop for HandlerRunner<H, I> {
     /// Each by itself: a handler that panics when it is dropped must not end the shard that replaces it.
     fn drop(&mut self) {
         drop_guarded(self.handler.take());
@@ -81,8 +101,12 @@ impl<H: Handler> Drop for HandlerRunner<H> {
     }
 }
 
-impl<H: Handler> Runner for HandlerRunner<H> {
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+impl<H, I, O> Runner<I, O> for HandlerRunner<H, I>
+where
+    H: Service<I, Response = O, Error: Into<BoxError>, Future: Send + 'static> + Clone + Send,
+    O: Failed,
+{
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended<O>>> {
         if self.handler.is_none() {
             match guarded(|| self.template.clone()) {
                 Ok(handler) => self.handler = handler,
@@ -100,9 +124,9 @@ impl<H: Handler> Runner for HandlerRunner<H> {
         Poll::Ready(Err(ended))
     }
 
-    fn start(&mut self, delivery: Delivery, cx: &mut Context<'_>) -> Started {
+    fn start(&mut self, input: I, cx: &mut Context<'_>) -> Started<O> {
         let Some(handler) = &mut self.handler else { return Started::Ended(no_handler()) };
-        let future = match guarded(|| handler.call(delivery)) {
+        let future = match guarded(|| handler.call(input)) {
             Ok(future) => future,
             Err(ended) => {
                 self.renew();
@@ -133,14 +157,15 @@ pin_project! {
     }
 }
 
-impl<F, E> Future for Run<F>
+impl<F, O, E> Future for Run<F>
 where
-    F: Future<Output = Result<Outcome, E>>,
+    F: Future<Output = Result<O, E>>,
+    O: Failed,
     E: Into<BoxError>,
 {
-    type Output = Ended;
+    type Output = Ended<O>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended<O>> {
         let mut slot = self.project().future;
         let Some(future) = slot.as_mut().as_pin_mut() else {
             return Poll::Ready(Ended::Panicked(Error::new(
@@ -162,20 +187,20 @@ where
 }
 
 /// An error of the service itself, such as a layer's time-out, is a failed attempt.
-fn failed<E: Into<BoxError>>(error: E) -> Ended {
+fn failed<O: Failed, E: Into<BoxError>>(error: E) -> Ended<O> {
     guarded(|| Error::from_boxed(error.into()))
-        .map_or_else(|ended| ended, |error| Ended::Outcome(Outcome::Retry { after: None, error }))
+        .map_or_else(|ended| ended, |error| Ended::Outcome(O::by(error)))
 }
 
 /// `renew` did not succeed, and the run was not asked for by `poll_ready` since.
-fn no_handler() -> Ended {
+fn no_handler<O>() -> Ended<O> {
     let message = "the handler could not be cloned; its clone must not panic";
     Ended::Panicked(Error::new(ErrorKind::Handler, message).with_operation("handle"))
 }
 
 /// Calls the user's code: what panics in it is the failure of one message (G9). Every call of it from a shard goes through
 /// here, what it returns and its drop included.
-pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Ended> {
+pub(crate) fn guarded<T, O>(call: impl FnOnce() -> T) -> Result<T, Ended<O>> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
         let error = panic_error(panic.as_ref());
         // The payload is the user's too.
@@ -185,8 +210,8 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Ended> {
 }
 
 /// Drops something of the user's; a panic in it is logged.
-fn drop_guarded<T>(of_the_user: T) {
-    if let Err(ended) = guarded(|| drop(of_the_user)) {
+pub(crate) fn drop_guarded<T>(of_the_user: T) {
+    if let Err(ended) = guarded::<_, Outcome>(|| drop(of_the_user)) {
         ended.log("a handler or its future panicked while it was dropped");
     }
 }
@@ -199,6 +224,6 @@ fn panic_error(panic: &(dyn Any + Send)) -> Error {
 }
 
 /// Drops a run; a panic in a destructor of the handler's is logged.
-pub(crate) fn drop_run(run: PendingRun) {
+pub(crate) fn drop_run<O>(run: PendingRun<O>) {
     drop_guarded(run);
 }

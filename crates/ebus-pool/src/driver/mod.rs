@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::endings::{Endings, Then};
+use crate::handlers::Handling;
 use crate::jobs::{FromShard, Job, ToShard};
 use crate::parked::{FromKeeper, ParkedKey};
 use crate::route::Router;
-use crate::runner::Runner;
 use crate::share::Budget;
 use crate::shared::Shared;
 use crate::state::{DrainReport, Left, PoolState};
@@ -34,10 +34,10 @@ use parked::PartitionKeeper;
 
 /// From the handle to the driver.
 pub(crate) enum Control {
-    /// Handles a topic from now on, one runner a shard.
+    /// Handles a topic from now on, one handling a shard.
     Handle {
         topic: Topic,
-        runners: Vec<Box<dyn Runner>>,
+        handlings: Vec<Handling>,
     },
     Unhandle(Topic),
     Pause(Topic),
@@ -164,7 +164,7 @@ impl Driver {
         }
     }
 
-    pub(crate) async fn run(mut self, handlers: Vec<(Topic, Vec<Box<dyn Runner>>)>) {
+    pub(crate) async fn run(mut self, handlers: Vec<(Topic, Vec<Handling>)>) {
         let driven = AssertUnwindSafe(self.drive(handlers)).catch_unwind().await;
         let ended = driven.unwrap_or_else(|_| {
             End::Broken(Error::new(
@@ -176,10 +176,10 @@ impl Driver {
     }
 
     /// Until it ends.
-    async fn drive(&mut self, handlers: Vec<(Topic, Vec<Box<dyn Runner>>)>) -> End {
+    async fn drive(&mut self, handlers: Vec<(Topic, Vec<Handling>)>) -> End {
         if !handlers.is_empty() {
-            for (topic, runners) in handlers {
-                self.handle(&topic, runners);
+            for (topic, handlings) in handlers {
+                self.handle(&topic, handlings);
                 self.topics.push(topic);
             }
             self.source.subscribe(&self.topics);
@@ -233,16 +233,16 @@ impl Driver {
         }
     }
 
-    fn handle(&self, topic: &Topic, runners: Vec<Box<dyn Runner>>) {
-        for (shard, runner) in self.shards.iter().zip(runners) {
-            shard.tell(ToShard::Handler { topic: topic.clone(), runner });
+    fn handle(&self, topic: &Topic, handlings: Vec<Handling>) {
+        for (shard, handling) in self.shards.iter().zip(handlings) {
+            shard.tell(ToShard::Handle { topic: topic.clone(), handling });
         }
     }
 
     fn control(&mut self, control: Control) {
         match control {
-            Control::Handle { topic, runners } => {
-                self.handle(&topic, runners);
+            Control::Handle { topic, handlings } => {
+                self.handle(&topic, handlings);
                 self.given_up.remove(&topic);
                 if !self.topics.contains(&topic) && self.draining.is_none() {
                     self.topics.push(topic);

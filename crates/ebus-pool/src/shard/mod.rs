@@ -19,11 +19,12 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_util::time::DelayQueue;
 
+use crate::handlers::Handling;
 use crate::jobs::{FromShard, Job, ToShard};
 use crate::lane::{Head, Lane, Phase, now};
 use crate::pace::Pace;
-use crate::run::Run;
-use crate::runner::{Ended, PendingRun, Runner};
+use crate::run::{OfLane, Run};
+use crate::runner::{Ended, PendingRun, Runner, drop_guarded};
 use crate::shared::Shared;
 
 /// Jobs taken in, and ends of runs looked at, before the other work of a pass.
@@ -35,12 +36,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 86_400);
 /// When to look again at a lease that has run out and may yet be moved on.
 const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
+mod batch;
 mod begin;
 mod outcome;
 mod parked;
 mod report;
 mod tenure;
 
+use batch::{BatchRun, Batches};
 use begin::{Begun, begin};
 use tenure::Tenure;
 
@@ -60,6 +63,7 @@ pub(crate) struct Shard {
     lanes: Slab<Lane>,
     by_key: HashMap<u64, usize, LaneHash>,
     running: FuturesUnordered<Run>,
+    batch_runs: FuturesUnordered<BatchRun>,
     timers: DelayQueue<usize>,
     settled: Vec<(Token, Settlement)>,
     sizes: Vec<usize>,
@@ -92,7 +96,10 @@ impl std::hash::Hasher for KeyIsHash {
 
 /// A topic's handler and the lanes that wait for a slot or for its readiness.
 struct Route {
+    /// Of a topic that is handled message by message.
     runner: Option<Box<dyn Runner>>,
+    /// Of one that is handled in batches.
+    batches: Option<Batches>,
     ready: VecDeque<usize>,
     /// The handler was asked whether it is ready and was not: it may hold a place in some queue of its own.
     asked: bool,
@@ -122,6 +129,7 @@ impl Shard {
             lanes: Slab::new(),
             by_key: HashMap::default(),
             running: FuturesUnordered::new(),
+            batch_runs: FuturesUnordered::new(),
             timers: DelayQueue::new(),
             settled: Vec::new(),
             sizes: Vec::new(),
@@ -134,9 +142,8 @@ impl Shard {
     /// Runs until the driver is gone.
     pub(crate) async fn run(mut self) {
         std::future::poll_fn(|cx| self.poll(cx)).await;
-        for run in self.running.iter_mut() {
-            run.cancel();
-        }
+        self.running.iter_mut().for_each(Run::cancel);
+        self.batch_runs.iter_mut().for_each(Run::cancel);
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -201,6 +208,7 @@ impl Shard {
             pass.progress = true;
             pass.enough = self.pace.called(self.index);
         }
+        self.end_batches(&mut pass, cx);
         while let Poll::Ready(Some(expired)) = self.timers.poll_expired(cx) {
             self.make_ready(expired.into_inner());
             pass.progress = true;
@@ -239,17 +247,23 @@ impl Shard {
     fn let_go_of_handlers(&mut self) {
         for index in 0..self.routes.len() {
             let route = &mut self.routes[index];
-            if route.asked && route.ready.is_empty() {
+            let waits =
+                !route.ready.is_empty() || route.batches.as_ref().is_some_and(|b| !b.gathered.is_empty());
+            if route.asked && !waits {
                 route.asked = false;
                 if let Some(runner) = &mut route.runner {
                     runner.let_go();
                 }
+                if let Some(batches) = &mut route.batches {
+                    batches.runner.let_go();
+                }
             }
             if route.given_up
-                && route.runner.is_some()
+                && (route.runner.is_some() || route.batches.is_some())
                 && !self.tenures.iter().flatten().any(|tenure| tenure.route == index)
             {
-                drop_runner(route.runner.take());
+                drop_guarded(route.runner.take());
+                self.disband(index);
             }
         }
     }
@@ -274,11 +288,16 @@ impl Shard {
             }
             ToShard::End(owned) => self.end_tenures(&owned),
             ToShard::Cancel(owned) => self.cancel_tenures(&owned),
-            ToShard::Handler { topic, runner } => {
-                let route = self.route(&topic);
-                let route = &mut self.routes[route];
+            ToShard::Handle { topic, handling } => {
+                let index = self.route(&topic);
+                self.disband(index);
+                let route = &mut self.routes[index];
                 (route.asked, route.given_up) = (false, false);
-                drop_runner(route.runner.replace(runner));
+                drop_guarded(route.runner.take());
+                match handling {
+                    Handling::Each(runner) => route.runner = Some(runner),
+                    Handling::Batches(batch, runner) => route.batches = Some(Batches::new(batch, runner)),
+                }
             }
             ToShard::GiveUp(topic) => {
                 let route = self.route(&topic);
@@ -298,7 +317,13 @@ impl Shard {
         if let Some(route) = self.route_of.get(topic) {
             return *route;
         }
-        self.routes.push(Route { runner: None, ready: VecDeque::new(), asked: false, given_up: false });
+        self.routes.push(Route {
+            runner: None,
+            batches: None,
+            ready: VecDeque::new(),
+            asked: false,
+            given_up: false,
+        });
         self.route_of.insert(topic.clone(), self.routes.len() - 1);
         self.routes.len() - 1
     }
@@ -314,7 +339,12 @@ impl Shard {
             return;
         };
         if let Some(lane) = job.lane.and_then(|key| self.by_key.get(&key)) {
-            self.lanes[*lane].queue.push_back(job);
+            let (id, route) = (*lane, tenure.route);
+            let lane = &mut self.lanes[id];
+            lane.queue.push_back(job);
+            if let Phase::Gathering { .. } = lane.phase {
+                self.gather_more(route, id);
+            }
             return;
         }
         if tenure.parked.as_ref().is_some_and(|parked| parked.concerns(&job.message)) {
@@ -350,7 +380,8 @@ impl Shard {
     fn new_lane(&mut self, job: Job, attempts: u32, phase: Phase) -> usize {
         let key = job.lane;
         let head = Head { attempts, ..Head::new(job, self.now) };
-        let lane = self.lanes.insert(Lane { key, head, queue: VecDeque::new(), phase, redrive: None });
+        let lane =
+            self.lanes.insert(Lane { key, head, queue: VecDeque::new(), phase, alone: 0, redrive: None });
         if let Some(key) = key {
             self.by_key.insert(key, lane);
         }
@@ -401,6 +432,9 @@ impl Shard {
 
     /// Starts the lane that waits longest on a route; false when there is none, or it cannot start.
     fn start_one(&mut self, route: usize, cx: &mut Context<'_>) -> bool {
+        if self.routes[route].batches.is_some() {
+            return self.batch_one(route, cx);
+        }
         let Some(&lane) = self.routes[route].ready.front() else { return false };
         let head = &self.lanes[lane].head;
         let owned = head.job.token.owned();
@@ -435,7 +469,7 @@ impl Shard {
         if let Some(tenure) = self.tenure(owned) {
             tenure.running += 1;
         }
-        self.running.push(Run::new(lane, owned, run));
+        self.running.push(Run::new(OfLane { lane, owned }, run));
     }
 
     fn wait(&mut self, lane: usize, delay: Duration) {
@@ -462,11 +496,4 @@ struct Pass {
     enough: bool,
     /// The driver is gone.
     closed: bool,
-}
-
-/// A handler's destructor is user code: its panic is logged.
-fn drop_runner(runner: Option<Box<dyn Runner>>) {
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(runner))).is_err() {
-        tracing::error!("a handler panicked while it was dropped");
-    }
 }

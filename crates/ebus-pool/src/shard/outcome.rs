@@ -12,23 +12,23 @@ use crate::jobs::{Job, LeftInShard};
 use crate::lane::{self, Failure, Head, Phase};
 use crate::parked::{Change, ParkedKey};
 use crate::retry::{Retries, Verdict};
-use crate::run::RunEnd;
+use crate::run::{OfLane, RunEnd};
 use crate::runner::Ended;
 
 impl Shard {
     /// A run of the set ended: its slot is free, its tenure may be over.
     pub(super) fn run_ended(&mut self, end: RunEnd) {
-        let owned = self.lanes[end.lane].head.job.token.owned();
+        let OfLane { lane, owned } = end.whose;
         let mut letter_of = None;
-        match self.lanes[end.lane].phase {
+        match self.lanes[lane].phase {
             Phase::Running { .. } => self.credit += 1,
-            Phase::DeadLetter { .. } => letter_of = self.lanes[end.lane].head.job.message.key.clone(),
+            Phase::DeadLetter { .. } => letter_of = self.lanes[lane].head.job.message.key.clone(),
             _ => {}
         }
         if let Some(tenure) = self.tenure(owned) {
             tenure.running -= 1;
         }
-        self.head_ended(end.lane, end.ended);
+        self.head_ended(lane, end.ended);
         self.letter_ended(owned, letter_of.as_ref());
         self.end_if_over(owned);
     }
@@ -88,7 +88,7 @@ impl Shard {
         }
     }
 
-    fn retry(&mut self, lane: usize, delay: Duration) {
+    pub(super) fn retry(&mut self, lane: usize, delay: Duration) {
         self.shared.counters.retries.fetch_add(1, Relaxed);
         self.wait(lane, delay);
     }
@@ -216,6 +216,7 @@ impl Shard {
     pub(super) fn advance(&mut self, lane: usize, settlement: Settlement) {
         match self.lanes[lane].queue.pop_front() {
             Some(next) => {
+                self.lanes[lane].alone = self.lanes[lane].alone.saturating_sub(1);
                 let done = std::mem::replace(&mut self.lanes[lane].head, Head::new(next, self.now));
                 self.settle(done.job, settlement);
                 self.make_ready(lane);

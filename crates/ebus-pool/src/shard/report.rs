@@ -19,12 +19,12 @@ impl Shard {
         for (_, lane) in &self.lanes {
             let head = &lane.head;
             let (doing, since) = match &lane.phase {
-                Phase::Running { since } => (Doing::Running, *since),
+                Phase::Running { since } | Phase::InBatch { since, .. } => (Doing::Running, *since),
                 Phase::DeadLetter { since } | Phase::Keeping { since } => (Doing::DeadLetter, *since),
                 Phase::Held => (Doing::Held, head.since),
                 Phase::Waiting { lease_over: true, .. } => (Doing::LeaseOver, head.since),
                 Phase::Waiting { .. } => (Doing::Retrying, head.since),
-                Phase::Ready => (Doing::NotStarted, head.since),
+                Phase::Ready | Phase::Gathering { .. } => (Doing::NotStarted, head.since),
             };
             let failing = head.failure.as_ref().map(|failure| now.saturating_duration_since(failure.since));
             let age = now.saturating_duration_since(since).max(failing.unwrap_or_default());
@@ -53,6 +53,7 @@ impl Shard {
         stuck.truncate(MOST_STUCK);
         let running =
             self.lanes.iter().filter(|(_, lane)| matches!(lane.phase, Phase::Running { .. })).count();
+        let running = running + self.batch_runs.len();
         ShardReport { running, lanes: self.lanes.len(), stuck }
     }
 }

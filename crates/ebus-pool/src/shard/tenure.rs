@@ -70,8 +70,10 @@ impl Shard {
         for id in ids {
             let lane = &mut self.lanes[id];
             if lane.queue.iter().any(|job| ending.contains(&job.token.owned())) {
-                for job in std::mem::take(&mut lane.queue) {
-                    if ending.contains(&job.token.owned()) {
+                // What is in a batch that runs ends with it.
+                let running = if let Phase::InBatch { messages, .. } = lane.phase { messages - 1 } else { 0 };
+                for (place, job) in std::mem::take(&mut lane.queue).into_iter().enumerate() {
+                    if place >= running && ending.contains(&job.token.owned()) {
                         self.settle(job, Settlement::Dropped);
                     } else {
                         self.lanes[id].queue.push_back(job);
@@ -83,8 +85,11 @@ impl Shard {
                 continue;
             }
             match &lane.phase {
-                Phase::Running { .. } | Phase::DeadLetter { .. } | Phase::Keeping { .. } => {}
-                Phase::Ready | Phase::Held => {
+                Phase::Running { .. }
+                | Phase::InBatch { .. }
+                | Phase::DeadLetter { .. }
+                | Phase::Keeping { .. } => {}
+                Phase::Ready | Phase::Gathering { .. } | Phase::Held => {
                     idle.insert(id);
                 }
                 Phase::Waiting { timer, .. } => {
@@ -93,8 +98,9 @@ impl Shard {
                 }
             }
         }
-        for route in &mut self.routes {
-            route.ready.retain(|lane| !idle.contains(lane));
+        for route in 0..self.routes.len() {
+            self.routes[route].ready.retain(|lane| !idle.contains(lane));
+            self.gather_anew(route, |lane| !idle.contains(&lane));
         }
         for id in idle {
             if self.lanes[id].head.attempts == 0 {
@@ -108,11 +114,18 @@ impl Shard {
         }
     }
 
-    /// Drops the runs of these too. They say so at their next poll, and only then is the tenure over.
+    /// Drops the runs of these too, and with them the batches that have anything of them. They say so at their next poll, and
+    /// only then is the tenure over.
     pub(super) fn cancel_tenures(&mut self, owned: &[Owned]) {
         self.end_tenures(owned);
         for run in self.running.iter_mut() {
-            if owned.contains(&run.owned) {
+            if run.whose.is_some_and(|whose| owned.contains(&whose.owned)) {
+                run.cancel();
+            }
+        }
+        for run in self.batch_runs.iter_mut() {
+            let mut lanes = run.whose.iter().flatten().map(|member| &self.lanes[member.lane]);
+            if lanes.any(|lane| owned.contains(&lane.head.job.token.owned())) {
                 run.cancel();
             }
         }

@@ -1,0 +1,78 @@
+//! When a batch is taken to its handler: full, or old enough (G4, G5).
+
+use std::time::Duration;
+
+use crate::config::PoolConfig;
+
+/// When the messages of a batch are handed to its handler: when there are enough of them, or enough bytes, or when the first
+/// of them has waited long enough. It does not wait for silence, so a message never waits longer than that for others.
+///
+/// A batch is made of messages of one topic, of whatever partitions; those of one key stand together and in order. Each shard
+/// makes its own. A key is in one batch at a time, and a batch takes one place of those in flight, however large it is.
+///
+/// ```
+/// use std::time::Duration;
+/// use ebus_pool::Batch;
+///
+/// let batch = Batch::of(500).max_bytes(1 << 20).max_age(Duration::from_millis(20));
+/// # let _ = batch;
+/// ```
+///
+/// # Order within a batch
+/// Several messages of one key may be in one batch. When one of them fails, those of its key behind it count as not begun, and
+/// run again after it, whatever the handler says of them. So order per key (G2) holds for a handler that does a batch as a
+/// whole, such as in one transaction, and for one that stops with a key at its first failure. A handler that cannot, such as
+/// one that sends all to a bulk interface that goes on behind a failure, asks for [`distinct_keys`](Self::distinct_keys).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Batch {
+    pub(crate) max: usize,
+    pub(crate) max_bytes: usize,
+    pub(crate) max_age: Duration,
+    pub(crate) distinct_keys: bool,
+}
+
+impl Batch {
+    /// Up to so many messages; 4 MiB and 50 ms unless more is said.
+    pub const fn of(messages: usize) -> Self {
+        Self { max: messages, max_bytes: 4 << 20, max_age: Duration::from_millis(50), distinct_keys: false }
+    }
+
+    /// Up to so many bytes of keys, headers and payloads. A message that is larger is a batch by itself.
+    pub const fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// How long the first message waits for others, from when it was its key's turn. With zero a batch takes what is there
+    /// and waits for nothing.
+    pub const fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = age;
+        self
+    }
+
+    /// At most one message of each key in a batch: order per key then asks nothing of the handler. A key's next message waits
+    /// for the next batch, so few keys make small batches.
+    pub const fn distinct_keys(mut self) -> Self {
+        self.distinct_keys = true;
+        self
+    }
+
+    /// What is wrong with it, in a pool with these settings.
+    pub(crate) fn problems(&self, config: &PoolConfig) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (what, value, name, budget) in [
+            ("messages", self.max, "budget_messages", config.budget_messages),
+            ("bytes", self.max_bytes, "budget_bytes", config.budget_bytes),
+        ] {
+            if value == 0 {
+                problems.push(format!("a batch of 0 {what} is never handled; give at least 1"));
+            } else if value > budget {
+                problems.push(format!(
+                    "a batch of {value} {what} never fills, because {name} is {budget}; lower the one or raise the other"
+                ));
+            }
+        }
+        problems
+    }
+}

@@ -1,0 +1,163 @@
+//! What a topic's handler gets next: lanes gather until it is time (G4).
+
+use std::pin::Pin;
+use std::task::Context;
+use std::time::Instant;
+
+use tokio::time::Sleep;
+
+use crate::batch::Batch;
+use crate::handlers::BatchRunner;
+use crate::lane::{Phase, now};
+use crate::runner::drop_guarded;
+use crate::shard::{LONGEST_WAIT, Shard};
+
+/// A topic's handler of batches, and the batch that it gets next.
+pub(in crate::shard) struct Batches {
+    batch: Batch,
+    pub(in crate::shard) runner: BatchRunner,
+    /// Those that are in the next batch, in the order in which they came.
+    pub(in crate::shard) gathered: Vec<usize>,
+    messages: usize,
+    bytes: usize,
+    /// One that came did not fit any more.
+    full: bool,
+    /// One waits that cannot come, because its key is in already: it waits for what runs, not for what may come.
+    pressed: bool,
+    /// When it has waited long enough.
+    due: Instant,
+    /// Wakes the shard then.
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl Batches {
+    pub(in crate::shard) fn new(batch: Batch, runner: BatchRunner) -> Self {
+        Self {
+            batch,
+            runner,
+            gathered: Vec::new(),
+            messages: 0,
+            bytes: 0,
+            full: false,
+            pressed: false,
+            due: now(),
+            alarm: Box::pin(tokio::time::sleep_until(tokio::time::Instant::now())),
+        }
+    }
+
+    /// Counts one message more, if there is room for it.
+    fn take(&mut self, bytes: usize) -> bool {
+        let fits = self.messages == 0 || self.bytes + bytes <= self.batch.max_bytes;
+        self.full |= !fits;
+        if self.full {
+            return false;
+        }
+        self.messages += 1;
+        self.bytes += bytes;
+        self.full = self.messages >= self.batch.max || self.bytes >= self.batch.max_bytes;
+        true
+    }
+
+    fn wait_from(&mut self, since: Instant) {
+        let due = since + self.batch.max_age.min(LONGEST_WAIT);
+        if self.gathered.is_empty() || due < self.due {
+            self.due = due;
+            self.alarm.as_mut().reset(due.into());
+        }
+    }
+
+    /// Whether it is time; wakes the shard when it will be.
+    fn is_due(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        !self.gathered.is_empty()
+            && (self.full || self.pressed || now >= self.due || self.alarm.as_mut().poll(cx).is_ready())
+    }
+
+    pub(super) fn clear(&mut self) -> Vec<usize> {
+        (self.messages, self.bytes, self.full, self.pressed) = (0, 0, false, false);
+        std::mem::take(&mut self.gathered)
+    }
+}
+
+impl Shard {
+    /// Goes one step on with a topic that is handled in batches; false when nothing can be done now.
+    pub(in crate::shard) fn batch_one(&mut self, route: usize, cx: &mut Context<'_>) -> bool {
+        let front = self.routes[route].ready.front().copied();
+        let alone = front.filter(|lane| {
+            let lane = &self.lanes[*lane];
+            lane.alone > 0 || lane.redrive.is_some()
+        });
+        if let (Some(lane), None) = (front, alone)
+            && self.gather(route, lane)
+        {
+            self.routes[route].ready.pop_front();
+            return true;
+        }
+        let at = self.now;
+        let Some(batches) = &mut self.routes[route].batches else { return false };
+        if batches.is_due(at, cx) {
+            return self.start_batch(route, cx);
+        }
+        alone.is_some_and(|lane| self.start_alone(route, lane, cx))
+    }
+
+    /// Takes a lane into the next batch, if its head still fits.
+    fn gather(&mut self, route: usize, id: usize) -> bool {
+        let Some(batches) = &mut self.routes[route].batches else { return false };
+        let lane = &mut self.lanes[id];
+        if !batches.take(lane.head.job.message.byte_len()) {
+            return false;
+        }
+        // One that failed has waited before, and not for others.
+        batches.wait_from(if lane.head.attempts == 0 { lane.head.since } else { self.now });
+        batches.gathered.push(id);
+        lane.phase = Phase::Gathering { taken: 1 };
+        self.gather_more(route, id);
+        true
+    }
+
+    /// Takes what follows the head of a lane too, as far as there is room.
+    pub(in crate::shard) fn gather_more(&mut self, route: usize, id: usize) {
+        let Some(batches) = &mut self.routes[route].batches else { return };
+        let lane = &mut self.lanes[id];
+        if batches.batch.distinct_keys {
+            batches.pressed |= !lane.queue.is_empty();
+            return;
+        }
+        let Phase::Gathering { taken } = &mut lane.phase else { return };
+        let (owned, key) = (lane.head.job.token.owned(), &lane.head.job.message.key);
+        while let Some(job) = lane.queue.get(*taken - 1) {
+            // An ownership ends by itself, and two keys may share a lane: what is in a batch of a lane is of one.
+            let of_one = job.token.owned() == owned && job.message.key == *key;
+            if !of_one || !batches.take(job.message.byte_len()) {
+                return;
+            }
+            *taken += 1;
+        }
+    }
+
+    /// Some that were gathered are not any more, or not with all that they had: counts again.
+    pub(in crate::shard) fn gather_anew(&mut self, route: usize, stays: impl Fn(usize) -> bool) {
+        let Some(batches) = &mut self.routes[route].batches else { return };
+        let before = batches.clear();
+        for id in before.into_iter().filter(|id| stays(*id)) {
+            let lane = &self.lanes[id];
+            let Phase::Gathering { taken } = lane.phase else { continue };
+            let queued = lane.queue.iter().take(taken - 1);
+            for job in std::iter::once(&lane.head.job).chain(queued) {
+                batches.take(job.message.byte_len());
+            }
+            batches.gathered.push(id);
+            batches.pressed |= batches.batch.distinct_keys && !lane.queue.is_empty();
+        }
+    }
+
+    /// Another handler takes the topic over: what was gathered for this one waits for that one.
+    pub(in crate::shard) fn disband(&mut self, route: usize) {
+        let Some(mut batches) = self.routes[route].batches.take() else { return };
+        for lane in batches.clear().into_iter().rev() {
+            self.lanes[lane].phase = Phase::Ready;
+            self.routes[route].ready.push_front(lane);
+        }
+        drop_guarded(batches.runner);
+    }
+}
