@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub)] // Each test file uses its part.
 
+pub mod batches;
 pub mod letters;
 
 use std::collections::BTreeMap;
