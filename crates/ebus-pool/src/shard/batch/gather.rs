@@ -82,6 +82,7 @@ impl Shard {
     /// Goes one step on with a topic that is handled in batches; false when nothing can be done now.
     pub(in crate::shard) fn batch_one(&mut self, route: usize, cx: &mut Context<'_>) -> bool {
         let front = self.routes[route].ready.front().copied();
+        // A dead letter that is redriven has failed before: it takes no others with it.
         let alone = front.filter(|lane| {
             let lane = &self.lanes[*lane];
             lane.alone > 0 || lane.redrive.is_some()
