@@ -1,6 +1,7 @@
 //! Handlers as plain functions, and the event envelope with its wire formats.
 //!
-//! [`raw`] turns an `async fn(Delivery) -> Handled` into a handler and needs no feature. The rest comes with a wire
+//! [`raw`] turns an `async fn(Delivery) -> Handled` into a handler, an `async fn(Vec<Delivery>) -> BatchHandled` into one of
+//! batches, and needs no feature. The rest comes with a wire
 //! format, `headers` or `json`: an `Envelope` is the event's metadata around a payload that is never looked into
 //! unless asked, and `typed` turns an `async fn(Event<T>) -> Handled` into a handler that decodes for it.
 //!
@@ -38,6 +39,7 @@
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod batch;
 mod handled;
 mod raw;
 mod run;
@@ -63,7 +65,10 @@ mod text;
 mod traceparent;
 #[cfg(feature = "envelope")]
 mod typed;
+#[cfg(feature = "envelope")]
+mod typed_batch;
 
+pub use batch::{BatchFuture, BatchHandled};
 pub use handled::{Handled, HandlerError};
 pub use raw::{Raw, raw};
 pub use run::HandleFuture;

@@ -5,10 +5,10 @@ use std::fmt;
 use std::future::Future;
 use std::task::{Context, Poll};
 
-use ebus_core::{Delivery, Outcome};
+use ebus_core::{BatchOutcome, Delivery, Failures, Outcome};
 use tower_service::Service;
 
-use crate::{HandleFuture, Handled, NoState, With};
+use crate::{BatchFuture, HandleFuture, Handled, HandlerError, NoState, With};
 
 /// A handler of an `async fn(Delivery) -> Handled`, or with a state an `async fn(S, Delivery) -> Handled`.
 ///
@@ -23,6 +23,35 @@ use crate::{HandleFuture, Handled, NoState, With};
 ///
 /// let handler = raw(show).with("got");
 /// # fn is_handler(_: impl ebus_core::Handler) {}
+/// # is_handler(handler);
+/// ```
+///
+/// # In batches
+/// A function that takes `Vec<Delivery>` makes a handler of batches. It returns [`BatchHandled`](crate::BatchHandled), or
+/// `Handled` if it does a batch as a whole.
+///
+/// ```
+/// use ebus_core::{Delivery, Failures};
+/// use ebus_envelope::{BatchHandled, HandlerError, raw};
+///
+/// # #[derive(Clone)]
+/// # struct Search;
+/// # impl Search {
+/// #     async fn index(&self, _: &[Delivery]) -> Result<Vec<Result<(), String>>, std::io::Error> { Ok(Vec::new()) }
+/// # }
+/// async fn index(search: Search, documents: Vec<Delivery>) -> BatchHandled {
+///     let answers = search.index(&documents).await?; // an error here: each again, by itself
+///     let mut failures = Failures::new();
+///     for (place, answer) in answers.into_iter().enumerate() {
+///         if let Err(why) = answer {
+///             failures.add(place, HandlerError::retry(why)); // this one again, and what follows of its key
+///         }
+///     }
+///     Ok(failures)
+/// }
+///
+/// let handler = raw(index).with(Search);
+/// # fn is_handler(_: impl ebus_core::BatchHandler) {}
 /// # is_handler(handler);
 /// ```
 pub fn raw<F>(function: F) -> Raw<F> {
@@ -77,6 +106,45 @@ where
 
     fn call(&mut self, delivery: Delivery) -> Self::Future {
         HandleFuture::running((self.function)(self.state.0.clone(), delivery))
+    }
+}
+
+impl<F, Fut, R> Service<Vec<Delivery>> for Raw<F>
+where
+    F: FnMut(Vec<Delivery>) -> Fut,
+    Fut: Future<Output = Result<R, HandlerError>>,
+    R: Into<Failures>,
+{
+    type Response = BatchOutcome;
+    type Error = Infallible;
+    type Future = BatchFuture<Fut>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, batch: Vec<Delivery>) -> Self::Future {
+        BatchFuture::of_all(batch.len(), (self.function)(batch))
+    }
+}
+
+impl<F, S, Fut, R> Service<Vec<Delivery>> for Raw<F, With<S>>
+where
+    F: FnMut(S, Vec<Delivery>) -> Fut,
+    S: Clone,
+    Fut: Future<Output = Result<R, HandlerError>>,
+    R: Into<Failures>,
+{
+    type Response = BatchOutcome;
+    type Error = Infallible;
+    type Future = BatchFuture<Fut>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, batch: Vec<Delivery>) -> Self::Future {
+        BatchFuture::of_all(batch.len(), (self.function)(self.state.0.clone(), batch))
     }
 }
 

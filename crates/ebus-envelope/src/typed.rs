@@ -39,14 +39,41 @@ use crate::{Event, HandleFuture, Handled, NoState, With};
 /// # is_handler(handler);
 /// # }
 /// ```
+///
+/// # In batches
+/// A function that takes `Vec<Event<T>>` makes a handler of batches. It returns [`BatchHandled`](crate::BatchHandled), or `Handled`
+/// if it does a batch as a whole. What cannot be decoded is rejected and not in its argument, and neither is what follows of
+/// that key: that runs again behind the dead letter. Places are those in the argument.
+///
+/// ```
+/// # #[cfg(feature = "headers")] {
+/// use ebus_envelope::{Event, Handled, typed};
+///
+/// # #[derive(serde::Deserialize)]
+/// # struct Registered { mail: String }
+/// # #[derive(Clone)]
+/// # struct Db;
+/// # impl Db {
+/// #     async fn insert(&self, _: impl Iterator<Item = &str>) -> Result<(), std::io::Error> { Ok(()) }
+/// # }
+/// async fn store(db: Db, events: Vec<Event<Registered>>) -> Handled {
+///     db.insert(events.iter().map(|event| event.mail.as_str())).await?; // in one transaction
+///     Ok(())
+/// }
+///
+/// let handler = typed(store).with(Db);
+/// # fn is_handler(_: impl ebus_core::BatchHandler) {}
+/// # is_handler(handler);
+/// # }
+/// ```
 pub fn typed<F, T>(function: F) -> Typed<F, T> {
     Typed { function, state: NoState, event: PhantomData }
 }
 
 /// The handler that [`typed`] makes.
 pub struct Typed<F, T, S = NoState> {
-    function: F,
-    state: S,
+    pub(crate) function: F,
+    pub(crate) state: S,
     event: PhantomData<fn(T)>,
 }
 
