@@ -165,6 +165,7 @@ impl Backend for NatsBackend {
             group: group.clone(),
             owner: "".into(),
             lease: join::lease(&self.connection),
+            has_joined: Arc::default(),
         };
         let looks = (0..found.partitions).map(|partition| {
             let (member, found) = (&member, &found);

@@ -198,11 +198,7 @@ impl NatsSource {
         self.balance.listing = false;
         let listing = match listed {
             Ok(listing) => listing,
-            Err(error) => {
-                // Who cannot look must not judge.
-                self.balance.roster.restart(now);
-                return self.failing(error);
-            }
+            Err(error) => return self.failing(error),
         };
         if self.balance.roster.listed(listing, own) {
             self.balance.failing.clear();

@@ -4,6 +4,7 @@
 //! and a record that exists is claimed the same way whoever made it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +31,8 @@ pub(crate) struct Member {
     /// Unique per source that was ever made.
     pub(crate) owner: Arc<str>,
     pub(crate) lease: Duration,
+    /// Whether this member saw the group's manifest: then a group without one is not new.
+    pub(crate) has_joined: Arc<AtomicBool>,
 }
 
 /// A record as it was read.
@@ -177,10 +180,7 @@ impl Member {
         if !manifest.topics.is_empty() {
             return Ok((manifest, revision));
         }
-        // A member that reads a topic has entered it before its first heartbeat.
-        let listed = self.list(1).await?.changes;
-        let reads = |said: &Said| matches!(said, Said::Here(standing) if !standing.claims.is_empty());
-        if !listed.iter().any(|change| change.member != self.name() && reads(&change.said)) {
+        if !self.has_joined.load(Ordering::Relaxed) && !self.is_read_by_others().await? {
             return Ok((manifest, revision));
         }
         let (manifest, revision) = self.manifest().await?;
@@ -197,12 +197,35 @@ impl Member {
         .with_context("key", names::manifest_key(&self.group)))
     }
 
+    /// Whether others read topics in this group: each has entered them in the manifest before its first heartbeat.
+    ///
+    /// A bucket that was just made may stand in the place of one that was deleted under running members. They say so by
+    /// their next heartbeat, so these are waited for.
+    async fn is_read_by_others(&self) -> Result<bool, Error> {
+        let until = if self.store.is_young().await? { self.lease / 4 } else { Duration::ZERO };
+        let until = Instant::now() + until;
+        loop {
+            let listed = self.list(1).await?.changes;
+            let reads = |said: &Said| matches!(said, Said::Here(standing) if !standing.claims.is_empty());
+            if listed.iter().any(|change| change.member != self.name() && reads(&change.said)) {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            tokio::time::sleep(self.lease / 60).await;
+        }
+    }
+
     async fn manifest(&self) -> Result<(Manifest, u64), Error> {
         match self.store.read(&names::manifest_key(&self.group)).await? {
             None => Ok((Manifest::default(), 0)),
             Some(stored) => {
                 let manifest = stored.value.as_deref().map(Manifest::decode).transpose();
                 let manifest = manifest.map_err(|error| error.with_context("group", &self.group))?;
+                if manifest.as_ref().is_some_and(|manifest| !manifest.topics.is_empty()) {
+                    self.has_joined.store(true, Ordering::Relaxed);
+                }
                 Ok((manifest.unwrap_or_default(), stored.revision))
             }
         }
@@ -222,7 +245,10 @@ impl Member {
             let value = Bytes::from(manifest.encode());
             let timeout = self.connection.request_timeout;
             match self.store.write(&key, value, revision, self.attempt(), timeout).await {
-                Written::Accepted { .. } => return Ok(()),
+                Written::Accepted { .. } => {
+                    self.has_joined.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
                 Written::Conflict => (manifest, revision) = self.manifest().await?,
                 Written::Failed(error) => return Err(error.with_context("group", &self.group)),
             }

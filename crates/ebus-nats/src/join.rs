@@ -37,7 +37,8 @@ pub(crate) async fn join(
     let unique = unique.rsplit('.').next().unwrap_or_default();
     let owner = format!("{}-{}-{unique}", connection.config.name, std::process::id());
     let lease = lease(&connection);
-    let member = Member { connection, store, group: options.group.clone(), owner: owner.into(), lease };
+    let (group, owner, has_joined) = (options.group.clone(), owner.into(), Arc::default());
+    let member = Member { connection, store, group, owner, lease, has_joined };
     let mut streams = Vec::new();
     for (i, topic) in options.topics.iter().enumerate() {
         if !options.topics[..i].contains(topic) {

@@ -76,8 +76,7 @@ impl NatsSource {
                 return;
             }
             Err(error) => {
-                // Who cannot ask must not judge.
-                seeking.watch = None;
+                // Its clock goes on if the next look comes soon enough: see `Watch::saw`.
                 seeking.next_look = now + TOPIC_RETRY.min(lease / 5);
                 self.events.push(SourceEvent::Trouble(error));
                 return;
@@ -131,7 +130,6 @@ impl NatsSource {
             Ok(claimed) => self.hold(at, claimed),
             Err(error) => {
                 seeking.next_look = again;
-                seeking.watch = None;
                 if error.kind() != ErrorKind::Fenced {
                     seeking.next_look = now + TOPIC_RETRY.min(self.member.lease / 5);
                     self.events.push(SourceEvent::Trouble(error));

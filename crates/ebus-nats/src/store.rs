@@ -12,7 +12,7 @@ use async_nats::jetstream::stream::{
 };
 use async_nats::{HeaderMap, Request, Subscriber};
 use bytes::Bytes;
-use ebus_core::{Error, ErrorKind};
+use ebus_core::{Error, ErrorKind, Timestamp};
 use tokio::time::{Instant, timeout};
 
 use crate::ack::Ack;
@@ -54,6 +54,9 @@ pub(crate) struct Store {
     bucket: String,
 }
 
+/// No clocks differ by more.
+const YOUNG: Duration = Duration::from_secs(300);
+
 /// The error code of a message that there is not.
 const NO_MESSAGE: u64 = 10_037;
 
@@ -77,6 +80,18 @@ impl Store {
             }
             Err(why) => Err(error::api(&why, "source").with_context("bucket", &store.bucket)),
         }
+    }
+
+    /// Whether the bucket was made a moment ago, as far as clocks that differ by minutes can tell.
+    ///
+    /// # Errors
+    /// `NotFound` when it is gone; `Unavailable` or `Timeout`.
+    pub(crate) async fn is_young(&self) -> Result<bool, Error> {
+        let request = format!("STREAM.INFO.KV_{}", self.bucket);
+        let found = self.connection.api::<Info>(request, &(), "source").await?;
+        let created = found.map_err(|why| self.refused(&why, "source"))?.created;
+        let created = Timestamp::from_millis((created.unix_timestamp_nanos() / 1_000_000) as i64);
+        Ok(Timestamp::now().as_millis() < created.as_millis() + YOUNG.as_millis() as i64)
     }
 
     /// Without looking whether the bucket exists.

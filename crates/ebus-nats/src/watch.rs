@@ -23,17 +23,13 @@ impl Watch {
     }
 
     /// The record was read. Starts again when it changed, or when this member looked away for a third of the lease:
-    /// whoever slept that long, or could not ask, must not judge others.
+    /// whoever slept that long, or could not ask, must not judge others. One look that failed is no reason: in a cluster that
+    /// elects a leader nobody would ever be judged.
     pub(crate) fn saw(&mut self, revision: u64, answered: Instant, lease: Duration) {
         if revision != self.revision || answered.duration_since(self.seen) > lease / 3 {
             *self = Self::new(revision, answered);
         }
         self.seen = answered;
-    }
-
-    /// Starts again: this member's own calls failed.
-    pub(crate) fn restart(&mut self, now: Instant) {
-        *self = Self::new(self.revision, now);
     }
 
     /// How long it stood still, as of a look that was asked for at `asked`.
@@ -67,6 +63,17 @@ mod tests {
         assert!(watch.is_dead(now, LEASE));
         watch.saw(8, now, LEASE);
         assert!(!watch.is_dead(now + STEP, LEASE), "it moved");
+    }
+
+    #[test]
+    fn p3_a_look_that_failed_in_between_does_not_start_it_again() {
+        let start = Instant::now();
+        let mut watch = Watch::new(7, start);
+        // Every second look fails.
+        for step in (2..=10).step_by(2) {
+            watch.saw(7, start + STEP * step, LEASE);
+        }
+        assert!(watch.is_dead(start + STEP * 10, LEASE));
     }
 
     #[test]

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, kv};
-use ebus_core::{Backend, Epoch, ErrorKind, NextOffset, SourceOptions, StartPosition, Timestamp};
+use ebus_core::{Backend, Epoch, ErrorKind, NextOffset, SourceOptions, StartPosition, Timestamp, Topic};
 use ebus_testkit::proxy::Proxy;
 use libtest_mimic::Trial;
 
 use crate::shared;
-use crate::support::drive::{Driver, Tested, config, connect, create, group, one, publish, refused, topic};
+use crate::support::drive::{
+    Driver, Tested, config, connect, create, group, one, publish, refused, topic, unique,
+};
+use crate::support::team::Team;
 use ebus_nats::NatsBackend;
 
 const LEASE: Duration = Duration::from_secs(2);
@@ -19,6 +22,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         shared("p6_a_member_that_left_is_followed_at_once_without_duplicates", left_member),
         shared("p3_an_owner_that_is_not_driven_past_its_lease_is_fenced", frozen_owner),
         shared("p1_a_record_that_is_gone_is_never_a_start_from_zero", gone_record),
+        shared("p1_a_member_that_joins_when_the_bucket_was_deleted_does_not_begin_anew", deleted_bucket),
+        shared("p1_a_running_member_does_not_begin_anew_in_a_bucket_made_by_another_group", bucket_made_anew),
         shared("e06_a_damaged_record_repeats_and_loses_nothing", damaged_record),
         shared("e04_a_topic_made_anew_is_read_from_its_beginning", made_anew),
         shared("e04_a_topic_made_anew_while_it_is_read_is_noticed", made_anew_live),
@@ -136,6 +141,47 @@ async fn gone_record(url: String) -> Tested {
         ErrorKind::NotFound,
         "record of this partition is gone",
     )
+}
+
+/// A group that runs on a bucket of its own, of which all was read.
+async fn on_its_own_bucket(
+    url: &str,
+    name: &str,
+) -> Result<(Team, NatsBackend, Topic, String), libtest_mimic::Failed> {
+    let (topic, bucket) = (topic(name), unique(name));
+    let backend = NatsBackend::connect(config(url).with_lease(LEASE).with_bucket(&bucket)).await?;
+    create(&backend, &topic, 2).await?;
+    publish(&backend, &topic, 4, 1..6).await?;
+    let mut team = Team::new(&group("g"), &[&topic]);
+    team.join("a", &backend).await?;
+    team.until("all is read", |log| log.distinct().0 == 20).await?;
+    Ok((team, backend, topic, bucket))
+}
+
+async fn deleted_bucket(url: String) -> Tested {
+    let (team, backend, topic, bucket) = on_its_own_bucket(&url, "deleted-bucket").await?;
+    jetstream::new(async_nats::connect(&url).await?).delete_key_value(&bucket).await?;
+    // The new member makes the bucket again, before the one that runs has said a word in it.
+    let joined = Driver::join(&backend, &team.group, &topic).await;
+    refused(joined, ErrorKind::NotFound, "members and no manifest")?;
+    assert_eq!(team.log().distinct(), (20, 0), "nothing runs again");
+    Ok(())
+}
+
+async fn bucket_made_anew(url: String) -> Tested {
+    let (mut team, backend, topic, bucket) = on_its_own_bucket(&url, "made-bucket").await?;
+    jetstream::new(async_nats::connect(&url).await?).delete_key_value(&bucket).await?;
+    let other = Driver::join(&backend, &group("other"), &topic).await?;
+    publish(&backend, &topic, 4, 6..7).await?;
+    let says_so =
+        |text: &String| text.contains("record of this partition is gone") || text.contains("no manifest");
+    team.until("it says that its state is gone", |log| log.trouble.iter().any(says_so)).await?;
+    // Whatever it tried, it did so several times by then.
+    let before = team.log().trouble.len();
+    team.until("it goes on saying so", |log| log.trouble.len() >= before + 3).await?;
+    assert_eq!(team.log().distinct().1, 0, "nothing runs again");
+    other.close().await?;
+    Ok(())
 }
 
 async fn damaged_record(url: String) -> Tested {

@@ -10,6 +10,7 @@ use ebus_nats::{MissingTopic, NatsBackend, NatsConfig};
 use ebus_testkit::proxy::Proxy;
 use futures_util::future::join_all;
 use libtest_mimic::Trial;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::shared;
 use crate::support::drive::{Tested, config, connect, create, publish, refused, topic};
@@ -27,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         shared("p7_only_the_last_failed_message_of_a_key_is_safe_to_try_again", safe_to_retry),
         shared("a_bounded_range_is_read_and_ends", read_range),
         shared("i05_a_wrong_address_is_refused_in_time", wrong_address),
+        shared("a_server_that_is_too_old_is_refused", old_server),
     ]
 }
 
@@ -270,6 +272,35 @@ async fn read_range(url: String) -> Tested {
         ErrorKind::NotFound,
         "no such partition",
     )
+}
+
+/// A server that only says who it is.
+async fn old_server(_: String) -> Tested {
+    for (version, is_refused) in [("2.8.4", true), ("1.4.1", true), ("2.9.0", false)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let address = format!("nats://{}", listener.local_addr()?);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let info = format!(
+                    r#"INFO {{"server_id":"old","version":"{version}","proto":1,"headers":true,"max_payload":1048576,"jetstream":true}}"#
+                );
+                let _ = client.write_all(format!("{info}\r\n").as_bytes()).await;
+                let mut said = vec![0; 4_096];
+                while let Ok(count @ 1..) = client.read(&mut said).await {
+                    if said[..count].windows(6).any(|word| word == b"PING\r\n") {
+                        let _ = client.write_all(b"PONG\r\n").await;
+                    }
+                }
+            }
+        });
+        let connected = connect(&address).await;
+        if is_refused {
+            refused(connected, ErrorKind::Unsupported, version)?;
+        } else {
+            connected?;
+        }
+    }
+    Ok(())
 }
 
 async fn wrong_address(_: String) -> Tested {
