@@ -11,6 +11,8 @@ const LEAST_SHARE: usize = 256;
 /// Messages that one read asks for at most: large enough that the cost of a read is spread thin, small enough that a
 /// partition passes its share by little.
 const LARGEST_READ: usize = 4_096;
+/// The pool is nearly full when less than this part of the budget is free: a read takes a quarter of that.
+const NEARLY_FULL: usize = 64;
 /// What a message is taken to weigh before one was seen: what brokers take by default.
 const FIRST_GUESS_BYTES: usize = 1 << 20;
 /// What a message is taken to weigh at least, so that larger ones that follow many small ones pass the bound by a factor that
@@ -57,6 +59,13 @@ impl Budget {
         // A quarter of what is free: a source may give all of it from one partition, and the others must have room after that.
         let messages = (messages / 4).max(1);
         messages.min((bytes / 4 / self.largest).max(1)).min(LARGEST_READ)
+    }
+
+    /// So little is free that reading it at once would mean to read a few messages at a time.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        let messages = self.max_messages.saturating_sub(self.held.messages);
+        let bytes = self.max_bytes.saturating_sub(self.held.bytes);
+        messages < self.max_messages / NEARLY_FULL || bytes < self.max_bytes / NEARLY_FULL
     }
 
     /// A read begins: if it brings messages, what was seen long ago counts less.
@@ -132,6 +141,28 @@ mod tests {
             budget.give(hot, 1);
         }
         assert!(budget.held_by(hot).messages < 5_000, "comes back later than it went");
+    }
+
+    /// A source that is faster than the handlers was read three messages at a time, for ever.
+    #[test]
+    fn a_nearly_full_pool_says_so_until_a_read_is_worth_its_cost() {
+        let mut budget = Budget::new(6_400, 1 << 30);
+        for _ in 0..6_300 {
+            assert!(!budget.is_nearly_full());
+            budget.take(Slot(0), 1);
+        }
+        budget.take(Slot(0), 1);
+        assert!(budget.is_nearly_full(), "99 of 6,400 are free");
+        budget.give(Slot(0), 1);
+        assert!(!budget.is_nearly_full());
+        assert_eq!(budget.room(), 25);
+        let mut bytes = Budget::new(6_400, 6_400);
+        bytes.take(Slot(0), 6_301);
+        assert!(bytes.is_nearly_full());
+        let mut small = Budget::new(1, 1 << 20);
+        assert!(!small.is_nearly_full(), "a budget of one message is never rested for");
+        small.take(Slot(0), 1);
+        assert_eq!(small.room(), 0);
     }
 
     #[test]

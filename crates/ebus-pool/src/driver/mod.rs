@@ -122,7 +122,12 @@ pub(crate) struct Driver {
     draining: Option<Draining>,
     trouble: Option<Error>,
     report: watch::Sender<Option<DrainReport>>,
+    last_read: Instant,
 }
+
+/// Between two reads while the pool is nearly full: a source that is faster than the handlers would else be read a few
+/// messages at a time, at the cost of a read for each few.
+const REST: Duration = Duration::from_millis(1);
 
 impl Driver {
     pub(crate) fn new(
@@ -161,6 +166,7 @@ impl Driver {
             draining: None,
             trouble: None,
             report,
+            last_read: Instant::now(),
         }
     }
 
@@ -197,8 +203,8 @@ impl Driver {
                 }
                 grace.run(self.endings.all_cancelled());
             }
-            let room = if self.draining.is_some() { 0 } else { self.budget.room() };
-            let wake = self.endings.next_cancel().into_iter().chain(grace.next).min();
+            let (room, rested) = self.room();
+            let wake = self.endings.next_cancel().into_iter().chain(grace.next).chain(rested).min();
             tokio::select! {
                 control = self.control.recv(), if handle_lives => match control {
                     Some(control) => self.control(control),
@@ -231,6 +237,19 @@ impl Driver {
                 },
             }
         }
+    }
+
+    /// How many messages to read now; and when to ask again, if that is none for a moment.
+    fn room(&self) -> (usize, Option<Instant>) {
+        if self.draining.is_some() {
+            return (0, None);
+        }
+        let room = self.budget.room();
+        if room == 0 || !self.budget.is_nearly_full() {
+            return (room, None);
+        }
+        let rested = self.last_read + REST;
+        if Instant::now() < rested { (0, Some(rested)) } else { (room, None) }
     }
 
     fn handle(&self, topic: &Topic, handlings: Vec<Handling>) {
@@ -283,6 +302,7 @@ impl Driver {
 
     fn take_in(&mut self, events: &mut Vec<SourceEvent>) {
         self.budget.begin_read();
+        self.last_read = Instant::now();
         for event in events.drain(..) {
             if let SourceEvent::Message(inbound) = event {
                 self.route(inbound);
@@ -342,8 +362,13 @@ impl Driver {
 
     fn send_batches(&mut self) {
         for (shard, batch) in self.shards.iter().zip(&mut self.batches) {
+            if batch.is_empty() {
+                continue;
+            }
+            // The next one is likely as large: one allocation a batch.
+            let next = Vec::with_capacity(batch.len());
             // A shard that is gone is noticed by the end of its task.
-            if !batch.is_empty() && shard.jobs.send(std::mem::take(batch)).is_err() {
+            if shard.jobs.send(std::mem::replace(batch, next)).is_err() {
                 tracing::error!("a shard of the pool has ended");
             }
         }

@@ -274,8 +274,10 @@ impl Shard {
             self.shared.counters.handled.fetch_add(std::mem::take(&mut self.handled), Relaxed);
         }
         if !self.settled.is_empty() {
-            let batch = std::mem::take(&mut self.settled);
-            let sizes = std::mem::take(&mut self.sizes);
+            // The next ones are likely as many: one allocation a batch.
+            let many = self.settled.len();
+            let batch = std::mem::replace(&mut self.settled, Vec::with_capacity(many));
+            let sizes = std::mem::replace(&mut self.sizes, Vec::with_capacity(many));
             // A driver that is gone needs no settlements: its source is closed.
             let _ = self.tx.send(FromShard::Settled { batch, sizes });
         }
