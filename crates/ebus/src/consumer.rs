@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebus_core::{Error, Group, Handler, Topic};
-use ebus_pool::{Counters, DrainReport, Pool, PoolState};
+use ebus_core::{BatchHandler, Error, Group, Handler, Topic};
+use ebus_pool::{Batch, Counters, DrainReport, Pool, PoolState};
 
 use crate::builder::{dead_letter_loop, exists};
 use crate::life::Life;
@@ -44,19 +44,36 @@ impl Consumer {
         Error: From<T::Error>,
         H: Handler,
     {
-        let topic = topic.try_into()?;
-        self.subscribe(topic, handler)
-            .await
-            .map_err(|error| if error.operation().is_empty() { error.with_operation("on") } else { error })
+        let topic = self.new_topic("on", topic.try_into()?).await?;
+        self.pool.subscribe(topic, handler)
     }
 
-    async fn subscribe<H: Handler>(&self, topic: Topic, handler: H) -> Result<(), Error> {
-        self.life.check("on")?;
-        if self.dead_letter.as_ref() == Some(&topic) {
-            return Err(dead_letter_loop(&topic));
+    /// Handles one topic more in batches; an earlier handler of it is replaced for runs that start later.
+    ///
+    /// # Errors
+    /// As [`on`](Self::on), and `ConfigInvalid` for a batch that could never fill.
+    pub async fn batch<T, H>(&self, topic: T, batch: Batch, handler: H) -> Result<(), Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+        H: BatchHandler,
+    {
+        let topic = self.new_topic("batch", topic.try_into()?).await?;
+        self.pool.subscribe_batch(topic, batch, handler)
+    }
+
+    async fn new_topic(&self, operation: &'static str, topic: Topic) -> Result<Topic, Error> {
+        self.life.check(operation)?;
+        let checked = if self.dead_letter.as_ref() == Some(&topic) {
+            Err(dead_letter_loop(&topic))
+        } else {
+            exists(&self.life, &topic, "topic").await
+        };
+        match checked {
+            Ok(()) => Ok(topic),
+            Err(error) if error.operation().is_empty() => Err(error.with_operation(operation)),
+            Err(error) => Err(error),
         }
-        exists(&self.life, &topic, "topic").await?;
-        self.pool.subscribe(topic, handler)
     }
 
     /// Gives one topic up: its partitions go to the other members of the group, as at a rebalance; what runs has the time of

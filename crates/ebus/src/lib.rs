@@ -111,14 +111,14 @@ pub use consumer::Consumer;
 pub use into_publish::IntoPublish;
 
 pub use ebus_core::{
-    Backend, BoxError, Capability, Committed, Delivery, Epoch, Error, ErrorKind, Group, Handler, Headers,
-    Key, Message, NextOffset, Outcome, PartitionId, PartitionInfo, Position, Publish, PublishFuture,
-    PublishService, Publisher, ReadRange, Reader, Receipt, Retryability, StartPosition, Timestamp, Topic,
-    TopicInfo, TopicSpec,
+    Backend, BatchHandler, BatchOutcome, BoxError, Capability, Committed, Delivery, Epoch, Error, ErrorKind,
+    Failures, Group, Handler, Headers, Key, Message, NextOffset, Outcome, PartitionId, PartitionInfo,
+    Position, Publish, PublishFuture, PublishService, Publisher, ReadRange, Reader, Receipt, Retryability,
+    StartPosition, Timestamp, Topic, TopicInfo, TopicSpec,
 };
 #[cfg(feature = "envelope")]
 pub use ebus_envelope as envelope;
-pub use ebus_envelope::{Handled, HandlerError, Raw, raw};
+pub use ebus_envelope::{BatchHandled, Handled, HandlerError, Raw, raw};
 #[cfg(feature = "kafka")]
 pub use ebus_kafka as kafka;
 #[cfg(any(feature = "metrics", feature = "rate-limit", feature = "retry", feature = "tower-errors"))]
@@ -127,8 +127,8 @@ pub use ebus_memory as memory;
 #[cfg(feature = "nats")]
 pub use ebus_nats as nats;
 pub use ebus_pool::{
-    AfterFailure, Counters, Doing, DrainReport, Left, ParkedKey, PartitionState, PoolState, RetryPolicy,
-    Stuck, dead_letter,
+    AfterFailure, Batch, Counters, Doing, DrainReport, Left, ParkedKey, PartitionState, PoolState,
+    RetryPolicy, Stuck, dead_letter,
 };
 
 /// The quickstart that people see first compiles and runs.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ebus::{
-    Bus, Counters, Delivery, Handled, HandlerError, Message, Publish, ReadRange, RetryPolicy, StartPosition,
-    Topic, TopicSpec, dead_letter, raw,
+    Batch, BatchHandled, Bus, Counters, Delivery, ErrorKind, Failures, Handled, HandlerError, Message,
+    Publish, ReadRange, RetryPolicy, StartPosition, Topic, TopicSpec, dead_letter, raw,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
@@ -197,4 +197,48 @@ async fn drain_says_what_was_left() {
     assert_eq!((report.counters.handled, cancelled), (0, 1), "{report:?}");
     report.committed.expect("was accepted");
     assert_eq!(consumer.drain(SOON).await.left.len(), report.left.len(), "asked again, the same report");
+}
+
+/// Hands batches on; what begins with `fail` fails at its first attempt, `reject` for good.
+async fn tell_all(seen: UnboundedSender<Vec<String>>, batch: Vec<Delivery>) -> BatchHandled {
+    let payload = |delivery: &Delivery| String::from_utf8_lossy(delivery.payload()).into_owned();
+    seen.send(batch.iter().map(payload).collect())?;
+    let mut failures = Failures::new();
+    for (place, delivery) in batch.iter().enumerate() {
+        if payload(delivery).starts_with("fail") && delivery.attempt() == 1 {
+            failures.add(place, HandlerError::retry("not yet"));
+        }
+        if payload(delivery).starts_with("reject") {
+            failures.add(place, HandlerError::permanent("never"));
+        }
+    }
+    Ok(failures)
+}
+
+#[tokio::test]
+async fn c21_of_a_batch_only_what_failed_runs_again_with_what_follows_of_its_key() {
+    let bus = bus().await;
+    for (key, payload) in [("a", "one"), ("b", "fail"), ("b", "behind"), ("c", "reject"), ("a", "two")] {
+        publish(&bus, "orders", key, payload).await;
+    }
+    let (to, mut seen) = unbounded_channel();
+    let consumer = bus
+        .consumer("billing")
+        .batch("orders", Batch::of(5).max_age(SOON), raw(tell_all).with(to.clone()))
+        .shards(1)
+        .retry(RetryPolicy::fixed(Duration::from_millis(5)))
+        .dead_letter("orders.dlq")
+        .start()
+        .await
+        .expect("starts");
+    let first = timeout(SOON, seen.recv()).await.expect("in time").expect("somebody handles");
+    assert_eq!(first.len(), 5, "it is full, and waits for nothing: {first:?}");
+    consumer.batch("orders", Batch::of(5), raw(tell_all).with(to.clone())).await.expect("exists");
+    let refused =
+        consumer.batch("orders", Batch::of(0), raw(tell_all).with(to)).await.expect_err("never fills");
+    assert_eq!(refused.kind(), ErrorKind::ConfigInvalid);
+    until(&consumer, |counters| counters.handled == 4 && counters.dead_letters == 1).await;
+    let again = seen.try_recv().expect("was handled");
+    assert_eq!((again, seen.try_recv().ok()), (vec!["fail".to_owned(), "behind".to_owned()], None));
+    consumer.drain(SOON).await.committed.expect("was accepted");
 }

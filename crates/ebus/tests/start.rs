@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use ebus::memory::{MemoryBackend, MemoryConfig};
 use ebus::{
-    Bus, Consumer, ConsumerBuilder, Delivery, Error, ErrorKind, Group, Handled, RetryPolicy, Topic,
+    Batch, Bus, Consumer, ConsumerBuilder, Delivery, Error, ErrorKind, Group, Handled, RetryPolicy, Topic,
     TopicSpec, raw,
 };
 
 async fn ack(_: Delivery) -> Handled {
+    Ok(())
+}
+
+async fn ack_all(_: Vec<Delivery>) -> Handled {
     Ok(())
 }
 
@@ -37,6 +41,9 @@ async fn i06_what_is_wrong_is_named() {
         (plain().park_keys(10), "parked keys need a dead-letter topic"),
         (plain().dead_letter("orders.dlq").park_keys(0), "at least 1"),
         (plain().park_keys(10).drop_rejected(), "what is dropped has no order"),
+        (plain().batch("orders", Batch::of(1), raw(ack_all)), "two handlers"),
+        (plain().batch("users", Batch::of(0), raw(ack_all)), "a batch of 0 messages"),
+        (plain().batch("users", Batch::of(9), raw(ack_all)).budget(8, 8 << 20), "budget_messages is 8"),
         (plain().max_in_flight(0), "max_in_flight is 0"),
         (plain().budget(0, 1), "budget_messages is 0"),
         (plain().budget(1, 0), "budget_bytes is 0"),
