@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Backend, Capability, Committed, Error, Group, Publisher, ReadRange, Reader, Source, SourceOptions, Topic,
-    TopicInfo, TopicSpec,
+    Backend, Capability, Committed, Error, Group, Parking, Publisher, ReadRange, Reader, Source,
+    SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 use tokio::sync::OnceCell;
 
 use crate::config::{KafkaConfig, TopicPolicy};
+use crate::parking::{self, KafkaParking};
 use crate::positions;
 use crate::producer::{KafkaProducer, Shared};
 use crate::reader::KafkaReader;
@@ -27,6 +28,7 @@ struct Inner {
     config: Arc<KafkaConfig>,
     control: Control,
     producer: Arc<Shared>,
+    parking: OnceCell<Arc<parking::Shared>>,
     closed: OnceCell<Result<(), Error>>,
 }
 
@@ -51,7 +53,15 @@ impl KafkaBackend {
         let control = Control::new(config.clone())?;
         control.run("connect", Control::reach).await?;
         let producer = Shared::new(&config, control.clone())?;
-        Ok(Self { inner: Arc::new(Inner { config, control, producer, closed: OnceCell::new() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                control,
+                producer,
+                parking: OnceCell::new(),
+                closed: OnceCell::new(),
+            }),
+        })
     }
 
     /// A publisher without the box of [`Backend::publisher`].
@@ -80,6 +90,7 @@ impl Backend for KafkaBackend {
         Capability::new("kafka", config.max_message_bytes)
             .with_several_members(true)
             .with_durable(true)
+            .with_parks_keys(true)
             .with_creates_topics(matches!(config.topic_policy, TopicPolicy::Create { .. }))
             .with_max_idle(config.max_poll_interval)
     }
@@ -128,6 +139,15 @@ impl Backend for KafkaBackend {
     async fn committed(&self, group: &Group, topic: &Topic) -> Result<Vec<Committed>, Error> {
         let (group, topic) = (group.clone(), topic.clone());
         self.run("committed", move |control| positions::committed(control, &group, &topic)).await
+    }
+
+    async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.open("parking")?;
+        let inner = &self.inner;
+        let open =
+            || parking::Shared::open(inner.config.clone(), inner.control.clone(), inner.producer.clone());
+        let shared = inner.parking.get_or_try_init(open).await?;
+        Ok(Arc::new(KafkaParking::open(shared.clone(), group.clone()).await?))
     }
 
     async fn close(&self, within: Duration) -> Result<(), Error> {

@@ -87,6 +87,19 @@ pub(crate) fn producer(config: &KafkaConfig) -> ClientConfig {
     client
 }
 
+/// What keeps parked keys: few records, each waited for.
+pub(crate) fn keeper(config: &KafkaConfig) -> ClientConfig {
+    let mut client = base(config, &[]);
+    client.set("acks", "all");
+    client.set("enable.idempotence", "true");
+    client.set("linger.ms", "0");
+    client.set("compression.codec", config.compression.as_str());
+    // Nothing is given up: what is written later must not be overtaken by it.
+    client.set("message.timeout.ms", i32::MAX.to_string());
+    client.set("message.send.max.retries", i32::MAX.to_string());
+    client
+}
+
 /// The member of a group: it subscribes, beats and commits, and reads nothing.
 pub(crate) fn member(config: &KafkaConfig, group: &Group) -> ClientConfig {
     let mut client = base(config, &[Route::Member]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use ebus_core::Error;
+use ebus_core::{Error, Topic};
 
 use crate::properties;
 
@@ -82,6 +82,7 @@ impl Compression {
 /// | `delivery_timeout` | `delivery_timeout_ms` | 30 s |
 /// | `group_protocol` | the same | classic |
 /// | `instance_id` | the same | none |
+/// | `parked_topic` | the same | `ebus-parked` |
 /// | `session_timeout` | `session_timeout_ms` | 45 s |
 /// | `max_poll_interval` | `max_poll_interval_ms` | 60 s |
 /// | `prefetch_messages` | the same | 20,000 per partition |
@@ -135,6 +136,8 @@ pub struct KafkaConfig {
     pub group_protocol: GroupProtocol,
     /// A name that survives restarts, so that a restart within the session time-out moves no partition (KIP-345).
     pub instance_id: Option<String>,
+    /// The compacted topic in which it is kept which keys of which group are parked; made at the first use.
+    pub parked_topic: String,
     /// How long a member may be silent before its partitions go to others.
     pub session_timeout: Duration,
     /// How long [`Source::recv`](ebus_core::Source::recv) may rest before membership is given up.
@@ -149,7 +152,7 @@ pub struct KafkaConfig {
 /// What a URL may say, as the error about an unknown key lists it.
 pub(crate) const URL_KEYS: &str = "client_id, request_timeout_ms, topics, partitions, replicas, max_message_bytes, \
     linger_ms, batch_bytes, compression, in_flight_messages, in_flight_bytes, delivery_timeout_ms, group_protocol, \
-    instance_id, session_timeout_ms, max_poll_interval_ms, prefetch_messages, prefetch_bytes, or a librdkafka property, \
+    instance_id, parked_topic, session_timeout_ms, max_poll_interval_ms, prefetch_messages, prefetch_bytes, or a librdkafka property, \
     which has a dot";
 
 impl KafkaConfig {
@@ -169,6 +172,7 @@ impl KafkaConfig {
             delivery_timeout: Duration::from_secs(30),
             group_protocol: GroupProtocol::Classic,
             instance_id: None,
+            parked_topic: "ebus-parked".into(),
             session_timeout: Duration::from_secs(45),
             max_poll_interval: Duration::from_secs(60),
             prefetch_messages: 20_000,
@@ -261,6 +265,17 @@ impl KafkaConfig {
         self
     }
 
+    /// The topic in which parked keys are kept.
+    #[must_use]
+    pub fn with_parked_topic(mut self, topic: impl Into<String>) -> Self {
+        self.parked_topic = topic.into();
+        self
+    }
+
+    pub(crate) fn parked_topic(&self) -> Result<Topic, Error> {
+        Topic::new(&self.parked_topic).map_err(|error| error.with_context("setting", "parked_topic"))
+    }
+
     /// How long a member may be silent.
     #[must_use]
     pub fn with_session_timeout(mut self, timeout: Duration) -> Self {
@@ -336,6 +351,7 @@ impl fmt::Debug for KafkaConfig {
             .field("delivery_timeout", &self.delivery_timeout)
             .field("group_protocol", &self.group_protocol)
             .field("instance_id", &self.instance_id)
+            .field("parked_topic", &self.parked_topic)
             .field("session_timeout", &self.session_timeout)
             .field("max_poll_interval", &self.max_poll_interval)
             .field("prefetch_messages", &self.prefetch_messages)

@@ -55,6 +55,9 @@ fn check_typed(config: &KafkaConfig, problems: &mut Vec<String>) {
     if config.client_id.is_empty() {
         problems.push("client_id is empty; give it a name".into());
     }
+    if let Err(error) = config.parked_topic() {
+        problems.push(error.to_string());
+    }
     if config.instance_id.as_ref().is_some_and(String::is_empty) {
         problems.push("instance_id is empty; leave it out or give it a name".into());
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | G1, G7: durable, idempotent, in the order of `call` | `clients.rs`, `producer.rs` |
 //! | G7, G9: an answer by the deadline, and nothing given up | `deadlines.rs`, `in_flight.rs` |
+//! | G2 across dead letters: parked keys, in a compacted topic | `parking/` |
 //! | G3: late revocation, epochs in the commit's metadata | `member.rs`, `source/` |
 //! | G3: a session clock of our own, which the lease of each delivery follows | `source/session.rs` |
 //! | G4: a hand-over never stops the partitions that stay | two handles: `member.rs` has partitions, `source/` fetches |
@@ -74,6 +75,7 @@ mod error;
 mod flight;
 mod in_flight;
 mod member;
+mod parking;
 mod positions;
 mod producer;
 mod properties;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Backend, Capability, Committed, Error, ErrorKind, Group, Publisher, ReadRange, Reader, Source,
+    Backend, Capability, Committed, Error, ErrorKind, Group, Parking, Publisher, ReadRange, Reader, Source,
     SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 use ebus_kafka::KafkaBackend;
@@ -101,6 +101,12 @@ impl Backend for Mocked {
 
     async fn committed(&self, group: &Group, topic: &Topic) -> Result<Vec<Committed>, Error> {
         self.backend.committed(group, topic).await
+    }
+
+    async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        // Creating it again says that it is there, in one way or another.
+        let _ = self.mock.create_topic("ebus-parked", 1);
+        self.backend.parking(group).await
     }
 
     async fn close(&self, within: Duration) -> Result<(), Error> {
