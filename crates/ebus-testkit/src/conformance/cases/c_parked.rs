@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebus_core::{Delivery, Group, Key, Outcome, Topic};
+use ebus_core::{Delivery, Epoch, ErrorKind, Group, Key, Outcome, Parking, PartitionId, Topic};
 use ebus_pool::{ParkedKey, dead_letter};
 
 use super::super::ctx::{Ctx, keys};
@@ -273,4 +273,61 @@ pub(super) async fn c18_handed_over_while_redriving_repeats_nothing(ctx: &Ctx) -
     until_free(ctx, &group, &topic).await?;
     assert_eq!(ctx.log.acked(), PARKED as usize, "something ran again");
     Ok(())
+}
+
+/// c19: what an owner wrote is what every later owner finds; what a former one writes later counts nothing; requests are a set.
+pub(super) async fn c19_what_a_former_owner_writes_does_not_count(ctx: &Ctx) -> Checked {
+    let topic = ctx.topic("kept", 2).await?;
+    let group = ctx.group("g");
+    let place = PartitionId::new(topic.clone(), 1);
+    let (one, two) = (ctx.another("one").await?, ctx.another("two").await?);
+    let (former, later) = (one.parking(&group).await?, two.parking(&group).await?);
+    assert_eq!(former.claim(&place, Epoch(5)).await?, None);
+    former.keep(&place, Epoch(5), "first".into()).await?;
+    assert_eq!(former.claim(&place, Epoch(5)).await?, Some("first".into()), "asked again");
+    assert_eq!(later.claim(&place, Epoch(6)).await?, Some("first".into()));
+    match former.keep(&place, Epoch(5), "late".into()).await {
+        Ok(()) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Fenced, "{error}"),
+    }
+    assert_eq!(later.read(&place).await?, Some("first".into()));
+    let refused = former.claim(&place, Epoch(5)).await.expect_err("a later owner has claimed it");
+    assert_eq!(refused.kind(), ErrorKind::Fenced, "{refused}");
+    later.keep(&place, Epoch(6), "second".into()).await?;
+    assert_eq!(former.read(&place).await?, Some("second".into()));
+    // As much as is promised to fit, and nothing of a neighbour.
+    let largest = vec![b'x'; later.max_bytes()];
+    later.keep(&place, Epoch(6), largest.clone().into()).await?;
+    assert!(
+        former.claim(&place, Epoch(9)).await? == Some(largest.into()),
+        "the largest value came back changed"
+    );
+    let beside = PartitionId::new(topic.clone(), 0);
+    assert_eq!(former.read(&beside).await?, None);
+    let other = one.parking(&ctx.group("other")).await?;
+    assert_eq!(other.claim(&place, Epoch(1)).await?, None, "a group has found another's");
+    let too_large = vec![b'x'; later.max_bytes() + 1].into();
+    let refused = former.keep(&place, Epoch(9), too_large).await.expect_err("more than is promised to fit");
+    assert_eq!(refused.kind(), ErrorKind::TooLarge, "{refused}");
+
+    let requests = [b"redrive a/b.c 7".to_vec(), vec![0, 255, b' '], vec![b'y'; 2_000]];
+    for request in requests.iter().chain(&requests) {
+        later.ask(&place, request.clone().into()).await?;
+    }
+    let mut sorted = requests.to_vec();
+    sorted.sort();
+    assert_eq!(asked(&*former, &place).await?, sorted);
+    assert!(former.asked(&beside).await?.is_empty() && other.asked(&place).await?.is_empty());
+    for _ in 0..2 {
+        former.answered(&place, &requests[1].clone().into()).await?;
+    }
+    sorted.retain(|request| *request != requests[1]);
+    assert_eq!(asked(&*later, &place).await?, sorted);
+    Ok(())
+}
+
+async fn asked(parking: &dyn Parking, place: &PartitionId) -> Checked<Vec<Vec<u8>>> {
+    let mut asked: Vec<Vec<u8>> = parking.asked(place).await?.iter().map(|one| one.to_vec()).collect();
+    asked.sort();
+    Ok(asked)
 }

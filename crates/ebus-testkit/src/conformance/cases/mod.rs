@@ -121,6 +121,7 @@ pub(super) fn all() -> Vec<Case> {
             c16_killed_while_redriving_the_next_goes_on
             c17_a_full_list_makes_a_key_wait
             c18_handed_over_while_redriving_repeats_nothing
+            c19_what_a_former_owner_writes_does_not_count
         }
         d_hand_over Anywhere {
             d02_leaves_cleanly_with_a_slow_key
