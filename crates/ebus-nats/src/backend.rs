@@ -13,12 +13,11 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-
 use crate::config::{MissingTopic, NatsConfig};
 use crate::connection::Connection;
 use crate::group::Member;
 use crate::producer::{self, NatsProducer, Publishing};
+use crate::raw::{self, Which};
 use crate::reader::NatsReader;
 use crate::store::Store;
 use crate::stream::{self as topics, TopicStream};
@@ -70,34 +69,15 @@ impl NatsBackend {
             return Ok(PartitionInfo { earliest: found.first, end: NextOffset(found.last + 1) });
         };
         let filter = &filters[partition as usize];
-        let stream = self.stream(found).await?;
-        let read =
-            |message: Result<async_nats::jetstream::message::StreamMessage, LastRawMessageErrorKind>| {
-                match message {
-                    Ok(message) => Ok(Some(message.sequence)),
-                    Err(LastRawMessageErrorKind::NoMessageFound) => Ok(None),
-                    Err(LastRawMessageErrorKind::JetStream(api)) if api.error_code().0 == 10_037 => Ok(None),
-                    Err(LastRawMessageErrorKind::JetStream(api)) => Err(error::api(&api, OPERATION)),
-                    Err(_) => Err(error::timeout(OPERATION)),
-                }
-            };
-        let last = stream.get_last_raw_message_by_subject(filter).await;
-        let Some(last) = read(last.map_err(|why| why.kind()))? else { return Ok(nothing) };
-        let first = stream.get_first_raw_message_by_subject(filter, found.first).await;
-        let first = match first {
-            Ok(message) => message.sequence,
-            // Gone between the two requests.
-            Err(_) => last,
+        let offset = async |which| {
+            let raw = raw::get(&self.connection, &found.name, &which, OPERATION).await?;
+            let raw = raw.map_err(|why| error::api(&why, OPERATION))?;
+            Ok::<_, Error>(raw.map(|raw| raw.offset))
         };
-        Ok(PartitionInfo { earliest: first, end: NextOffset::after(last) })
-    }
-
-    async fn stream(&self, found: &TopicStream) -> Result<Stream<()>, Error> {
-        self.connection
-            .context
-            .get_stream_no_info(&found.name)
-            .await
-            .map_err(|why| Error::new(ErrorKind::Unexpected, "illegal name of a stream").with_source(why))
+        let Some(last) = offset(Which::last(filter)).await? else { return Ok(nothing) };
+        // None if it went between the two requests.
+        let first = offset(Which::next(filter, found.first)).await?;
+        Ok(PartitionInfo { earliest: first.unwrap_or(last), end: NextOffset::after(last) })
     }
 
     async fn info(&self, found: &TopicStream) -> Result<TopicInfo, Error> {
@@ -161,7 +141,7 @@ impl Backend for NatsBackend {
         let found = topics::find(&self.connection, topic, "committed").await?;
         let member = Member {
             connection: self.connection.clone(),
-            store: Store::bind(self.connection.clone()).await?,
+            store: Store::bind(self.connection.clone()),
             group: group.clone(),
             owner: "".into(),
             lease: join::lease(&self.connection),

@@ -2,7 +2,8 @@
 //!
 //! A pull consumer without acknowledgements, in memory, from a start sequence. A cut connection can lose messages without
 //! any error, and a consumer that comes back on another node starts again: so the sequence that it gives its messages is
-//! checked, and any jump, error or end is answered by a new instance that continues after the last message taken.
+//! checked, and any jump, error or end is answered by a new instance that continues after the last message taken. Where two of
+//! them got nowhere, messages are read one by one for a while ([`crate::raw`]).
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,10 +14,10 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pu
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use ebus_core::{Error, Message, Timestamp};
 use futures_util::Stream;
+use futures_util::stream::BoxStream;
 
 use crate::connection::Connection;
-use crate::convert;
-use crate::error;
+use crate::{convert, error, raw};
 
 /// Messages per pull: 8 partitions of one stream gave 650,000 messages/s with it.
 const BATCH: usize = 500;
@@ -26,6 +27,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const EXPIRES: Duration = Duration::from_secs(10);
 /// The server removes a consumer that nobody pulls from, such as that of a member that crashed, after this.
 const INACTIVE: Duration = Duration::from_secs(300);
+
+/// So many instances without a message, and the next one reads message by message.
+pub(crate) const STUCK: u32 = 2;
 
 /// What to read.
 #[derive(Debug, Clone)]
@@ -39,13 +43,29 @@ pub(crate) struct ConsumerSpec {
     pub(crate) from: u64,
 }
 
-/// A consumer that is being read.
+/// A partition that is being read.
 pub(crate) struct Feed {
-    /// Boxed: it is large, and most of what holds a feed holds none.
-    messages: Box<pull::Stream>,
-    next: u64,
-    /// How many messages there were to read when it was made.
+    way: Way,
+    /// How many messages there were to read when it was made, as far as that is known.
     pub(crate) pending: u64,
+}
+
+enum Way {
+    /// By a consumer whose next sequence is this. Boxed: it is large, and most of what holds a feed holds none.
+    Consumer(Box<pull::Stream>, u64),
+    /// Message by message.
+    Raw(BoxStream<'static, Result<Fed, Error>>),
+}
+
+/// Why there are no more messages of an instance.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// A consumer can read on.
+    Passed,
+    /// They cannot be read message by message.
+    Failed(Error),
+    /// The consumer is no good any more.
+    Consumer(String),
 }
 
 /// A message of a feed.
@@ -93,7 +113,7 @@ impl Feed {
                 .messages()
                 .await
                 .map_err(|why| error::unavailable(OPERATION, "no messages are sent").with_source(why))?;
-            Ok(Self { messages: Box::new(messages), next: 1, pending })
+            Ok(Self { way: Way::Consumer(Box::new(messages), 1), pending })
         };
         tokio::time::timeout(connection.request_timeout, opening)
             .await
@@ -101,31 +121,52 @@ impl Feed {
             .map_err(|error| error.with_context("stream", &spec.stream))
     }
 
-    /// The next message, or why there are no more of this instance.
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fed, String>> {
-        match Pin::new(&mut *self.messages).poll_next(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(None) => Poll::Ready(Err("the consumer's messages ended".into())),
-            Poll::Ready(Some(Err(why))) => Poll::Ready(Err(why.to_string())),
-            Poll::Ready(Some(Ok(message))) => Poll::Ready(self.take(message)),
-        }
+    /// Reads message by message what consumers got stuck at, and somewhat more.
+    pub(crate) fn raw(connection: &Connection, spec: ConsumerSpec, linger: Duration) -> Self {
+        let messages = raw::read(connection.clone(), spec.stream, spec.filter, spec.from, linger);
+        Self { way: Way::Raw(Box::pin(messages)), pending: u64::MAX }
     }
 
-    fn take(&mut self, message: jetstream::Message) -> Result<Fed, String> {
-        let (offset, sequence, pending, stored) = {
-            let info = message.info().map_err(|why| format!("a message without its place: {why}"))?;
-            let nanos = info.published.unix_timestamp_nanos();
-            let millis = i64::try_from(nanos.div_euclid(1_000_000)).unwrap_or(i64::MAX);
-            (info.stream_sequence, info.consumer_sequence, info.pending, Timestamp::from_millis(millis))
-        };
-        if sequence != self.next {
-            return Err(format!("the consumer's sequence jumped from {} to {sequence}", self.next));
-        }
-        self.next += 1;
-        let message = message.message;
-        let message = convert::decode(message.headers.as_ref(), message.payload, || stored);
-        Ok(Fed { offset, message, pending })
+    /// Whether the server has a consumer for it.
+    pub(crate) fn has_consumer(&self) -> bool {
+        matches!(self.way, Way::Consumer(..))
     }
+
+    /// The next message, or why there are no more of this instance.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fed, End>> {
+        let (messages, next) = match &mut self.way {
+            Way::Consumer(messages, next) => (messages, next),
+            Way::Raw(messages) => {
+                return messages.as_mut().poll_next(cx).map(|fed| match fed {
+                    Some(fed) => fed.map_err(End::Failed),
+                    None => Err(End::Passed),
+                });
+            }
+        };
+        let fed = match Pin::new(&mut **messages).poll_next(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(None) => Err("the consumer's messages ended".into()),
+            Poll::Ready(Some(Err(why))) => Err(why.to_string()),
+            Poll::Ready(Some(Ok(message))) => take(message, next),
+        };
+        Poll::Ready(fed.map_err(End::Consumer))
+    }
+}
+
+fn take(message: jetstream::Message, next: &mut u64) -> Result<Fed, String> {
+    let (offset, sequence, pending, stored) = {
+        let info = message.info().map_err(|why| format!("a message without its place: {why}"))?;
+        let nanos = info.published.unix_timestamp_nanos();
+        let millis = i64::try_from(nanos.div_euclid(1_000_000)).unwrap_or(i64::MAX);
+        (info.stream_sequence, info.consumer_sequence, info.pending, Timestamp::from_millis(millis))
+    };
+    if sequence != *next {
+        return Err(format!("the consumer's sequence jumped from {next} to {sequence}"));
+    }
+    *next += 1;
+    let message = message.message;
+    let message = convert::decode(message.headers.as_ref(), message.payload, || stored);
+    Ok(Fed { offset, message, pending })
 }
 
 /// Removes a consumer. That it is gone already, or cannot be removed now, harms nobody: the server does it later.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ebus_core::{Error, ErrorKind, Inbound, SourceEvent};
 use tokio::time::Instant;
 
-use crate::consumer::{self, Feed};
+use crate::consumer::{self, End, Feed};
 use crate::names;
 use crate::part::{FeedState, Part, PartState};
 use crate::source::NatsSource;
@@ -70,11 +70,13 @@ impl NatsSource {
                         Poll::Ready(Ok(fed)) => {
                             reading.next = fed.offset + 1;
                             reading.failures = 0;
+                            if feed.has_consumer() {
+                                reading.stuck = 0;
+                            }
                             (fed.offset, fed.message)
                         }
                         Poll::Ready(Err(why)) => {
-                            tracing::debug!(group = %self.member.group, why, "a consumer is made anew");
-                            self.reopen(at, now);
+                            self.reopen(at, why, now);
                             return;
                         }
                     }
@@ -114,11 +116,21 @@ impl NatsSource {
     }
 
     /// Closes the feed; it is opened again at once, or later if it failed before without a message in between.
-    fn reopen(&mut self, at: usize, now: Instant) {
+    fn reopen(&mut self, at: usize, why: End, now: Instant) {
+        tracing::debug!(group = %self.member.group, ?why, "a partition is read anew");
         self.close_feed(at);
-        if let Some(holding) = self.parts[at].holding() {
-            holding.reading.back_off(now);
+        let Part { id, state: PartState::Holding(holding), .. } = &mut self.parts[at] else { return };
+        let reading = &mut holding.reading;
+        match why {
+            End::Consumer(_) => reading.stuck += 1,
+            End::Passed => reading.stuck = 0,
+            End::Failed(error) => {
+                reading.stuck = 0;
+                let error = error.with_context("partition", &*id);
+                self.events.push(SourceEvent::Trouble(error));
+            }
         }
+        reading.back_off(now);
         self.next_tick = now;
     }
 
@@ -133,6 +145,11 @@ impl NatsSource {
             if let Some(holding) = self.parts[at].holding()
                 && !matches!(holding.reading.feed, FeedState::Closed(_))
             {
+                // A message whose headers cannot be read ends the connection. Whose it is nobody says.
+                let is_raw = matches!(&holding.reading.feed, FeedState::Open(feed) if !feed.has_consumer());
+                if !is_raw {
+                    holding.reading.stuck += 1;
+                }
                 self.close_feed(at);
                 if let Some(holding) = self.parts[at].holding() {
                     holding.reading.feed = FeedState::Closed(now);
@@ -148,7 +165,7 @@ impl NatsSource {
         let current = reading.instance == instance && matches!(reading.feed, FeedState::Opening);
         match opened {
             Ok(feed) if current => reading.feed = FeedState::Open(feed),
-            Ok(_) => {
+            Ok(feed) if feed.has_consumer() => {
                 // Closed again meanwhile, such as by a reconnect.
                 let name = names::consumer(&self.member.group, id.partition, holding.epoch, instance);
                 consumer::remove(&self.member.connection, &stream.name, name);
@@ -161,7 +178,7 @@ impl NatsSource {
                     self.events.push(SourceEvent::Trouble(error));
                 }
             }
-            Err(_) => {}
+            _ => {}
         }
     }
 
@@ -172,7 +189,7 @@ impl NatsSource {
         let reading = &mut holding.reading;
         let was = std::mem::replace(&mut reading.feed, FeedState::Closed(now));
         reading.unread_since = None;
-        if let FeedState::Open(_) = was {
+        if matches!(was, FeedState::Open(feed) if feed.has_consumer()) {
             let name = names::consumer(&self.member.group, id.partition, holding.epoch, reading.instance);
             consumer::remove(&self.member.connection, &stream.name, name);
         }

@@ -55,8 +55,9 @@
 //!
 //! # Limits
 //! - The number of partitions of a topic cannot be changed.
-//! - Headers that are not UTF-8, which only publishers of other make can send, end a connection of async-nats: such a
-//!   message cannot be read, and the partition behind it stands still until it is removed from the stream.
+//! - Headers that are not legal, such as text that is not UTF-8, which only publishers of other make can send, end a connection of
+//!   async-nats. Such a message costs its reader two connections; then it and what is around it are read one by one, and it is handed
+//!   on with the bytes of its headers.
 //! - A message is at most `max_payload` of the server (1 MiB by default) less 512 bytes for its frame.
 //!
 //! # Versions of the server
@@ -105,6 +106,7 @@ mod peers;
 mod place;
 mod producer;
 mod pump;
+mod raw;
 mod reader;
 mod record;
 mod roster;

@@ -9,10 +9,11 @@ use std::time::Duration;
 use ebus_core::{Error, ErrorKind, Owned, SourceEvent, Topic};
 use tokio::time::Instant;
 
-use crate::consumer::{ConsumerSpec, Feed};
+use crate::consumer::{ConsumerSpec, Feed, STUCK};
 use crate::group::{Outcome, fenced};
 use crate::names;
 use crate::part::{FeedState, Leaving, Part, PartState, Writing};
+use crate::raw::LINGER;
 use crate::record::Record;
 use crate::source::{Done, NatsSource, TopicState};
 use crate::stream::{self as topics, TopicStream};
@@ -159,6 +160,7 @@ impl NatsSource {
         reading.instance += 1;
         reading.unread_since = None;
         let (owned, instance) = (holding.owned, reading.instance);
+        let is_stuck = reading.stuck >= STUCK;
         let spec = ConsumerSpec {
             stream: stream.name.clone(),
             name: Some(names::consumer(&self.member.group, id.partition, holding.epoch, instance)),
@@ -175,7 +177,12 @@ impl NatsSource {
                     Err(error) => return Done::Opened(at, owned, instance, Err(error)),
                 }
             }
-            Done::Opened(at, owned, instance, Feed::open(&connection, spec).await)
+            let opened = if is_stuck {
+                Ok(Feed::raw(&connection, spec, LINGER))
+            } else {
+                Feed::open(&connection, spec).await
+            };
+            Done::Opened(at, owned, instance, opened)
         }));
     }
 

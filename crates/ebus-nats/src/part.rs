@@ -104,6 +104,8 @@ pub(crate) struct Reading {
     pub(crate) unread_since: Option<Instant>,
     /// Failures in a row.
     pub(crate) failures: u32,
+    /// Consumers in a row that ended before a message came.
+    pub(crate) stuck: u32,
 }
 
 pub(crate) enum FeedState {
@@ -115,7 +117,15 @@ pub(crate) enum FeedState {
 
 impl Reading {
     pub(crate) fn new(next: u64, now: Instant) -> Self {
-        Self { feed: FeedState::Closed(now), next, held: None, instance: 0, unread_since: None, failures: 0 }
+        Self {
+            feed: FeedState::Closed(now),
+            next,
+            held: None,
+            instance: 0,
+            unread_since: None,
+            failures: 0,
+            stuck: 0,
+        }
     }
 
     /// When to open again after what failed: at once the first time, then later and later.

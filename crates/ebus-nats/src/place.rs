@@ -78,7 +78,7 @@ async fn find_in_partition(wanted: &Wanted, messages: &[(u64, u32, Message)], fo
                 }
             }
             Err(why) => {
-                tracing::debug!(why, "reading offsets ended early");
+                tracing::debug!(?why, "reading offsets ended early");
                 break;
             }
         }

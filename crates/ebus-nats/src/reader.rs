@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{Error, Message, ReadRange, Reader};
@@ -9,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::connection::Connection;
-use crate::consumer::{ConsumerSpec, Feed};
+use crate::consumer::{ConsumerSpec, End, Feed, STUCK};
 use crate::error;
 use crate::stream::TopicStream;
 
@@ -24,6 +25,8 @@ pub(crate) struct NatsReader {
     to: u64,
     state: State,
     generation: u64,
+    /// Consumers in a row that ended before a message came.
+    stuck: u32,
     /// Since when nothing came although something should.
     waiting_since: Option<Instant>,
 }
@@ -48,8 +51,15 @@ impl NatsReader {
             to,
             stream,
             state,
+            stuck: 0,
             waiting_since: None,
         }
+    }
+
+    /// A consumer ended.
+    fn stuck(&mut self) {
+        self.stuck += 1;
+        self.state = State::Closed;
     }
 
     fn poll_more(
@@ -61,8 +71,10 @@ impl NatsReader {
         let generation = self.connection.generation();
         if generation != self.generation {
             self.generation = generation;
-            if !matches!(self.state, State::End) {
-                self.state = State::Closed;
+            match &self.state {
+                State::End | State::Closed => {}
+                State::Open(feed) if !feed.has_consumer() => self.state = State::Closed,
+                State::Open(_) | State::Opening(_) => self.stuck(),
             }
         }
         while found.len() < most {
@@ -76,7 +88,11 @@ impl NatsReader {
                         from: self.next,
                     };
                     let connection = self.connection.clone();
-                    self.state = State::Opening(Box::pin(async move { Feed::open(&connection, spec).await }));
+                    self.state = if self.stuck >= STUCK {
+                        State::Open(Feed::raw(&connection, spec, Duration::ZERO))
+                    } else {
+                        State::Opening(Box::pin(async move { Feed::open(&connection, spec).await }))
+                    };
                 }
                 State::Opening(opening) => match opening.as_mut().poll(cx) {
                     Poll::Pending => break,
@@ -91,6 +107,9 @@ impl NatsReader {
                     Poll::Pending => break,
                     Poll::Ready(Ok(fed)) => {
                         self.waiting_since = None;
+                        if feed.has_consumer() {
+                            self.stuck = 0;
+                        }
                         self.next = fed.offset + 1;
                         let last = fed.pending == 0 || self.next >= self.to;
                         if fed.offset < self.to {
@@ -100,10 +119,19 @@ impl NatsReader {
                             self.state = State::End;
                         }
                     }
-                    Poll::Ready(Err(why)) => {
+                    Poll::Ready(Err(End::Passed)) => {
+                        self.stuck = 0;
+                        self.state = State::Closed;
+                    }
+                    Poll::Ready(Err(End::Failed(error))) => {
+                        self.stuck = 0;
+                        self.state = State::Closed;
+                        return Poll::Ready(Err(error));
+                    }
+                    Poll::Ready(Err(End::Consumer(why))) => {
                         tracing::debug!(why, "a reader's consumer is made anew");
                         let since = *self.waiting_since.get_or_insert_with(Instant::now);
-                        self.state = State::Closed;
+                        self.stuck();
                         if since.elapsed() > self.connection.request_timeout {
                             self.waiting_since = None;
                             return Poll::Ready(Err(error::unavailable("read", why)));

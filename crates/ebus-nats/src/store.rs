@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{
-    Config, DiscardPolicy, Info, LastRawMessageErrorKind, PurgeRequest, PurgeResponse, RetentionPolicy,
-    StorageType, Stream,
+    Config, DiscardPolicy, Info, PurgeRequest, PurgeResponse, RetentionPolicy, StorageType,
 };
 use async_nats::{HeaderMap, Request, Subscriber};
 use bytes::Bytes;
@@ -18,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::ack::Ack;
 use crate::connection::Connection;
 use crate::error;
+use crate::raw::{self, Raw, Which};
 
 /// What is stored under a key.
 #[derive(Debug, Clone)]
@@ -38,11 +37,12 @@ pub(crate) enum Written {
     Failed(Error),
 }
 
-impl From<StreamMessage> for Stored {
-    fn from(message: StreamMessage) -> Self {
-        let operation = message.headers.get("KV-Operation");
+impl From<Raw> for Stored {
+    fn from(message: Raw) -> Self {
+        let headers = message.headers();
+        let operation = headers.get("KV-Operation");
         let deleted = operation.is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"));
-        Self { revision: message.sequence, value: (!deleted).then_some(message.payload) }
+        Self { revision: message.offset, value: (!deleted).then_some(message.payload) }
     }
 }
 
@@ -50,15 +50,11 @@ impl From<StreamMessage> for Stored {
 #[derive(Clone)]
 pub(crate) struct Store {
     connection: Connection,
-    stream: Stream<()>,
     bucket: String,
 }
 
 /// No clocks differ by more.
 const YOUNG: Duration = Duration::from_secs(300);
-
-/// The error code of a message that there is not.
-const NO_MESSAGE: u64 = 10_037;
 
 /// The error code of a compare-and-set that did not meet what it expected.
 const WRONG_LAST_SEQUENCE: u64 = 10_071;
@@ -69,7 +65,7 @@ impl Store {
     /// # Errors
     /// What the server says, `Unavailable` or `Timeout`.
     pub(crate) async fn open(connection: Connection) -> Result<Self, Error> {
-        let store = Self::bind(connection).await?;
+        let store = Self::bind(connection);
         let name = format!("KV_{}", store.bucket);
         let found = store.connection.api::<Info>(format!("STREAM.INFO.{name}"), &(), "source").await?;
         match found {
@@ -95,15 +91,9 @@ impl Store {
     }
 
     /// Without looking whether the bucket exists.
-    ///
-    /// # Errors
-    /// None but for an illegal name, which the configuration refuses before.
-    pub(crate) async fn bind(connection: Connection) -> Result<Self, Error> {
+    pub(crate) fn bind(connection: Connection) -> Self {
         let bucket = connection.config.bucket.clone();
-        let stream = connection.context.get_stream_no_info(format!("KV_{bucket}")).await.map_err(|why| {
-            Error::new(ErrorKind::ConfigInvalid, "illegal name of the bucket").with_source(why)
-        })?;
-        Ok(Self { connection, stream, bucket })
+        Self { connection, bucket }
     }
 
     async fn create(&self, name: &str) -> Result<(), Error> {
@@ -164,16 +154,16 @@ impl Store {
     /// `Unavailable` or `Timeout`; `NotFound` when the bucket does not exist.
     pub(crate) async fn read(&self, key: &str) -> Result<Option<Stored>, Error> {
         const OPERATION: &str = "read the group's state";
-        self.connection.up(self.connection.request_timeout, OPERATION).await?;
-        match self.stream.get_last_raw_message_by_subject(&self.subject(key)).await {
-            Ok(message) => Ok(Some(Stored::from(message))),
-            Err(why) => match why.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                LastRawMessageErrorKind::JetStream(api) if api.error_code().0 == NO_MESSAGE => Ok(None),
-                LastRawMessageErrorKind::JetStream(api) => Err(self.refused(&api, OPERATION)),
-                _ => Err(error::timeout(OPERATION).with_source(why)),
-            },
-        }
+        let found = self.get(&Which::last(self.subject(key)), OPERATION).await?;
+        Ok(found.map(Stored::from))
+    }
+
+    /// What cannot be read of its headers says nothing: see [`crate::raw`].
+    async fn get(&self, which: &Which, operation: &'static str) -> Result<Option<Raw>, Error> {
+        let name = format!("KV_{}", self.bucket);
+        raw::get(&self.connection, &name, which, operation)
+            .await?
+            .map_err(|why| self.refused(&why, operation))
     }
 
     /// The first of the keys that match `filter` by revision, from this one on: what the leader has.
@@ -182,20 +172,11 @@ impl Store {
     /// Those of [`read`](Self::read).
     pub(crate) async fn next(&self, filter: &str, from: u64) -> Result<Option<(String, Stored)>, Error> {
         const OPERATION: &str = "list the group's members";
-        self.connection.up(self.connection.request_timeout, OPERATION).await?;
-        match self.stream.get_first_raw_message_by_subject(self.subject(filter), from).await {
-            Ok(message) => {
-                let subject = message.subject.as_str();
-                let key = subject.strip_prefix(&self.subject("")).unwrap_or(subject).to_owned();
-                Ok(Some((key, Stored::from(message))))
-            }
-            Err(why) => match why.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                LastRawMessageErrorKind::JetStream(api) if api.error_code().0 == NO_MESSAGE => Ok(None),
-                LastRawMessageErrorKind::JetStream(api) => Err(self.refused(&api, OPERATION)),
-                _ => Err(error::timeout(OPERATION).with_source(why)),
-            },
-        }
+        let found = self.get(&Which::next(self.subject(filter), from), OPERATION).await?;
+        Ok(found.map(|found| {
+            let key = found.subject.strip_prefix(&self.subject("")).unwrap_or(&found.subject).to_owned();
+            (key, Stored::from(found))
+        }))
     }
 
     /// Removes the marker of a key that was deleted at `revision`; what was written later stays.

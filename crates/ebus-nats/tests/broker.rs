@@ -13,6 +13,8 @@ mod group;
 mod late;
 #[path = "broker/members.rs"]
 mod members;
+#[path = "broker/odd.rs"]
+mod odd;
 #[path = "broker/publish.rs"]
 mod publish;
 mod support;
@@ -35,6 +37,7 @@ fn main() {
     trials.extend(batches::trials());
     trials.extend(late::trials());
     trials.extend(foreign::trials());
+    trials.extend(odd::trials());
     trials.extend(
         trouble::trials()
             .into_iter()

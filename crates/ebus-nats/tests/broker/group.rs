@@ -169,7 +169,7 @@ async fn deleted_bucket(url: String) -> Tested {
 }
 
 async fn bucket_made_anew(url: String) -> Tested {
-    let (mut team, backend, topic, bucket) = on_its_own_bucket(&url, "made-bucket").await?;
+    let (team, backend, topic, bucket) = on_its_own_bucket(&url, "made-bucket").await?;
     jetstream::new(async_nats::connect(&url).await?).delete_key_value(&bucket).await?;
     let other = Driver::join(&backend, &group("other"), &topic).await?;
     publish(&backend, &topic, 4, 6..7).await?;
