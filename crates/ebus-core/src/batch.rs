@@ -52,7 +52,12 @@ impl Failures {
         self.0.is_empty()
     }
 
-    /// The places and what became of their messages, as they were named.
+    /// The places and what becomes of their messages, as they were named.
+    pub fn iter(&self) -> impl Iterator<Item = &(usize, Outcome)> {
+        self.0.iter()
+    }
+
+    /// The same, without a copy.
     pub fn into_vec(self) -> Vec<(usize, Outcome)> {
         self.0
     }

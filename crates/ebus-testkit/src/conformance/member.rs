@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebus_core::{Backend, Delivery, Error, ErrorKind, Group, Outcome, Source, SourceOptions, Topic};
-use ebus_pool::{DrainReport, Handlers, Pool, PoolConfig, PoolState, RetryPolicy};
+use ebus_core::{
+    Backend, BatchOutcome, Delivery, Error, ErrorKind, Group, Outcome, Source, SourceOptions, Topic,
+};
+use ebus_pool::{Batch, DrainReport, Handlers, Pool, PoolConfig, PoolState, RetryPolicy};
 use parking_lot::Mutex;
 
+use super::batches::{self, BatchFn, batch_fn};
 use super::ctx::{Connected, Ctx};
 use super::failure::{Checked, Failure};
 use super::handler::{HandlerFn, handler_fn};
@@ -24,6 +27,7 @@ pub(super) struct MemberBuilder<'c> {
     label: String,
     group: Group,
     handler: HandlerFn,
+    batches: Option<(Batch, BatchFn)>,
     options: SourceOptions,
     pool: PoolConfig,
     dead_letter: Option<Topic>,
@@ -41,6 +45,7 @@ impl<'c> MemberBuilder<'c> {
             label: label.to_owned(),
             group: group.clone(),
             handler: handler_fn(|_| async { Outcome::Ack }),
+            batches: None,
             options: SourceOptions::new(group.clone(), topics),
             pool: PoolConfig::new(group.clone()).with_retry(RetryPolicy::fixed(RETRY)),
             dead_letter: None,
@@ -58,6 +63,16 @@ impl<'c> MemberBuilder<'c> {
         R: Future<Output = Outcome> + Send + 'static,
     {
         self.handler = handler_fn(handle);
+        self
+    }
+
+    /// Handles all topics in batches.
+    pub(super) fn batches<F, R>(mut self, batch: Batch, handle: F) -> Self
+    where
+        F: Fn(Vec<Delivery>) -> R + Send + Sync + 'static,
+        R: Future<Output = BatchOutcome> + Send + 'static,
+    {
+        self.batches = Some((batch, batch_fn(handle)));
         self
     }
 
@@ -123,8 +138,15 @@ impl<'c> MemberBuilder<'c> {
         }
         let mut handlers = Handlers::new();
         for topic in self.options.topics.iter().filter(|_| !self.silent) {
-            handlers =
-                handlers.on(topic.clone(), observed(self.ctx, self.handler.clone(), &self.group, &name));
+            handlers = match &self.batches {
+                Some((batch, handler)) => {
+                    let handler = batches::observed(self.ctx, handler.clone(), &self.group, &name);
+                    handlers.batch(topic.clone(), *batch, handler)
+                }
+                None => {
+                    handlers.on(topic.clone(), observed(self.ctx, self.handler.clone(), &self.group, &name))
+                }
+            };
         }
         let pool = Pool::start_with(source, pool, handlers)?;
         let life = Arc::new(Life {

@@ -48,6 +48,7 @@
 //! time limit: a case that hangs fails with a dump of the pools and the end of its history. Random cases print their seed
 //! when they fail; `EBUS_SEED` sets it.
 
+mod batches;
 mod cases;
 mod ctx;
 mod failure;

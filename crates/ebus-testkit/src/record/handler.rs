@@ -16,8 +16,8 @@ use crate::history::{Event, History, Kind, Name, Outcome as Ended, key_text, nam
 /// been dropped.
 #[derive(Clone)]
 pub struct RecordedHandler<H> {
-    inner: H,
-    history: History,
+    pub(super) inner: H,
+    pub(super) history: History,
     group: Name,
     member: Name,
     version: VersionOf,
@@ -41,21 +41,9 @@ impl<H> RecordedHandler<H> {
         self.version = version;
         self
     }
-}
 
-impl<H> Service<Delivery> for RecordedHandler<H>
-where
-    H: Service<Delivery, Response = Outcome, Error: Into<BoxError>>,
-{
-    type Response = Outcome;
-    type Error = H::Error;
-    type Future = RecordedRun<H::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), H::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, delivery: Delivery) -> Self::Future {
+    /// The start of a run.
+    pub(super) fn start(&self, delivery: &Delivery) -> Event {
         let mut event = Event::new(Kind::Start);
         event.group = Some(self.group.clone());
         event.topic = Some(name(delivery.topic().as_str()));
@@ -71,6 +59,24 @@ where
                 && *dead.topic == *delivery.topic().as_str()
                 && (dead.partition, dead.offset) == (delivery.partition().partition, delivery.offset())
         });
+        event
+    }
+}
+
+impl<H> Service<Delivery> for RecordedHandler<H>
+where
+    H: Service<Delivery, Response = Outcome, Error: Into<BoxError>>,
+{
+    type Response = Outcome;
+    type Error = H::Error;
+    type Future = RecordedRun<H::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), H::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, delivery: Delivery) -> Self::Future {
+        let mut event = self.start(&delivery);
         self.history.record(event.clone());
         event.kind = Kind::End;
         let mut run = Run { history: self.history.clone(), end: Some(event), working: true };

@@ -4,11 +4,15 @@
 //! source and the pool; [`RecordedHandler`] around a handler sees the runs. So what they record is what a user would see.
 
 mod backend;
+mod batch;
 mod handler;
 mod publisher;
 mod source;
 
 pub use backend::Recorded;
+pub use batch::RecordedBatch;
+#[cfg(feature = "conformance")]
+pub(crate) use batch::{fates, firsts};
 pub use handler::{RecordedHandler, RecordedRun};
 pub use publisher::{Origin, RecordedPublish, RecordedPublisher};
 pub use source::RecordedSource;

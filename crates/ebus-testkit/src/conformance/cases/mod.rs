@@ -8,6 +8,7 @@ use super::failure::Checked;
 
 mod a_one;
 mod b_many;
+mod c_batch;
 mod c_failure;
 mod c_parked;
 mod d_cut_off;
@@ -122,6 +123,15 @@ pub(super) fn all() -> Vec<Case> {
             c17_a_full_list_makes_a_key_wait
             c18_handed_over_while_redriving_repeats_nothing
             c19_what_a_former_owner_writes_does_not_count
+        }
+        c_batch Anywhere {
+            c20_a_batch_fills_or_comes_of_age
+            c21_only_the_failed_of_a_batch_run_again
+            c22_one_that_panics_takes_a_batch_with_it_once
+            c23_a_batch_that_outlives_a_drain_is_handled_by_the_next
+        }
+        c_batch Several {
+            c24_batches_are_handed_over_under_load
         }
         d_hand_over Anywhere {
             d02_leaves_cleanly_with_a_slow_key
