@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Backend, Capability, Committed, Epoch, Error, ErrorKind, Group, NextOffset, PartitionInfo, Publisher,
-    ReadRange, Reader, Source, SourceOptions, Topic, TopicInfo, TopicSpec,
+    Backend, Capability, Committed, Epoch, Error, ErrorKind, Group, NextOffset, Parking, PartitionInfo,
+    Publisher, ReadRange, Reader, Source, SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{OnceCell, watch};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::config::{MissingTopic, NatsConfig};
 use crate::connection::Connection;
 use crate::group::Member;
+use crate::parking::NatsParking;
 use crate::producer::{self, NatsProducer, Publishing};
 use crate::raw::{self, Which};
 use crate::reader::NatsReader;
@@ -99,6 +100,7 @@ impl Backend for NatsBackend {
             .with_several_members(true)
             .with_durable(true)
             .with_deduplicates(true)
+            .with_parks_keys(true)
             .with_creates_topics(self.config.missing_topic != MissingTopic::Refuse)
             .with_max_idle(join::lease(&self.connection) * 2 / 5)
     }
@@ -164,6 +166,12 @@ impl Backend for NatsBackend {
             }
         });
         stream::iter(looks.collect::<Vec<_>>()).buffered(CONCURRENCY).try_collect().await
+    }
+
+    async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.open("parking")?;
+        let (connection, closed) = (self.connection.clone(), self.closed.subscribe());
+        Ok(Arc::new(NatsParking::open(connection, group.clone(), closed).await?))
     }
 
     async fn close(&self, within: Duration) -> Result<(), Error> {

@@ -23,11 +23,13 @@
 //! | offset | the stream's sequence, from 1: partitions share it, so the offsets of one partition grow with gaps |
 //! | message | see the module `convert`: plain headers natively, time and key in `Ebus` |
 //! | group | key-value bucket `ebus`: `p.<group>.<topic>.<partition>` is the record of a partition, `h.<group>.<member>` the heartbeat of a member, `g.<group>` the manifest |
+//! | parked keys | in the same bucket: `k.<group>.<topic>.<partition>` is the list of a partition, `r.<group>.<topic>.<partition>.<hash>` a request to its owner |
 //! | reading | a pull consumer without acknowledgements, in memory, per ownership: `<group>_<partition>_<epoch>_<instance>` |
 //!
 //! # What keeps which promise
 //! - G1, no loss: a publish resolves on the stream's acknowledgement; a consumer whose sequence jumps, fails or ends, and
 //!   any reconnect, is answered by a new one that continues after the last message taken (`consumer`, `intake`).
+//! - G2 across dead letters: parked keys are written by compare-and-set and fenced by epoch (`parking`).
 //! - G3, no overlap: commit, heartbeat and fence are one compare-and-set (`own`, `group`, `store`); the owner stops at two
 //!   thirds of its lease, counted from when it sent its last accepted write; others wait for all of it on their own clock
 //!   (`watch`).
@@ -101,6 +103,7 @@ mod join;
 mod keys;
 mod names;
 mod own;
+mod parking;
 mod part;
 mod peers;
 mod place;

@@ -4,7 +4,7 @@
 //! Topics and groups may have dots; names of streams and consumers may not, and in keys a dot separates. `=` is legal in
 //! all of these and in no topic or group, so it stands for the dot.
 
-use ebus_core::{Epoch, Group, Topic};
+use ebus_core::{Epoch, Group, PartitionId, Topic};
 
 /// What stands for the dot.
 const DOT: &str = "=";
@@ -46,6 +46,31 @@ pub(crate) fn manifest_key(group: &Group) -> String {
     format!("g.{}", escaped(group.as_str()))
 }
 
+/// The key that says that somebody has opened the group's parked keys.
+pub(crate) fn parking_key(group: &Group) -> String {
+    format!("k.{}", escaped(group.as_str()))
+}
+
+/// The key of the parked keys of one partition.
+pub(crate) fn parked_key(group: &Group, partition: &PartitionId) -> String {
+    let topic = escaped(partition.topic.as_str());
+    format!("k.{}.{topic}.{}", escaped(group.as_str()), partition.partition)
+}
+
+/// The key of a request to the owner of one partition; `None` is all of them. A request can be any bytes: its key has their hash.
+pub(crate) fn request_key(group: &Group, partition: &PartitionId, request: Option<&[u8]>) -> String {
+    let topic = escaped(partition.topic.as_str());
+    let which = request.map_or_else(|| "*".to_owned(), |request| format!("{:032x}", fnv1a(request)));
+    format!("r.{}.{topic}.{}.{which}", escaped(group.as_str()), partition.partition)
+}
+
+/// FNV-1a of 128 bits (RFC 9923): the same in every process and version.
+fn fnv1a(bytes: &[u8]) -> u128 {
+    const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = (1 << 88) + 0x13b;
+    bytes.iter().fold(BASIS, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME))
+}
+
 /// The heartbeat key of a member; `*` for those of all members.
 pub(crate) fn heartbeat_key(group: &Group, member: &str) -> String {
     format!("h.{}.{member}", escaped(group.as_str()))
@@ -81,6 +106,18 @@ mod tests {
         assert_ne!(one, two);
         assert_eq!(one, "p.a=b.c.0");
         assert_ne!(consumer(&group("a"), 1, Epoch(2), 3), consumer(&group("a_1"), 2, Epoch(3), 0));
+    }
+
+    /// The vectors of RFC 9923 for the empty string, "a" and "foobar".
+    #[test]
+    fn requests_hash_as_everywhere() {
+        for (text, hash) in [
+            ("", 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d),
+            ("a", 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964),
+            ("foobar", 0x343e_1662_793c_64bf_6f0d_3597_ba44_6f18),
+        ] {
+            assert_eq!(fnv1a(text.as_bytes()), hash, "{text}");
+        }
     }
 
     #[test]
