@@ -29,7 +29,8 @@ const CONCURRENCY: usize = 32;
 
 /// A connection to NATS JetStream.
 ///
-/// Publishers share one connection; every source has its own, so that commits and heartbeats never wait behind publishes.
+/// Publishers share one connection; every source and reader has its own, so that commits and heartbeats never wait behind
+/// publishes, and what is read harms no publisher.
 /// Needs a tokio runtime.
 pub struct NatsBackend {
     connection: Connection,
@@ -135,7 +136,8 @@ impl Backend for NatsBackend {
         self.open("read")?;
         let found = topics::find(&self.connection, &range.topic, "read").await?;
         found.check_partition(range.partition, "read")?;
-        Ok(Box::new(NatsReader::new(self.connection.clone(), found, &range)))
+        let connection = Connection::open(self.config.clone(), "reader").await?;
+        Ok(Box::new(NatsReader::new(connection, found, &range)))
     }
 
     async fn committed(&self, group: &Group, topic: &Topic) -> Result<Vec<Committed>, Error> {

@@ -72,6 +72,11 @@ impl Balance {
         }
     }
 
+    /// Hears what others say of themselves from here on.
+    pub(crate) fn hear(&mut self, hints: Subscriber) {
+        self.hints = Some(hints);
+    }
+
     /// Takes a heartbeat's end in.
     fn beaten(&mut self, beaten: Beaten, every: Duration) {
         match beaten {

@@ -125,6 +125,12 @@ impl Connection {
         self.client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Whether its task has ended, such as by a panic of async-nats at headers that it cannot hold: it never comes back by itself,
+    /// and does not say so.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.events.has_changed().is_err()
+    }
+
     /// Resolves when something happened to the connection since the last call of this clone, and now and then while it is
     /// down: the client tells of an event just before its state changes, so a look right after it may come too early.
     pub(crate) async fn changed(&mut self) {
@@ -185,6 +191,9 @@ impl Connection {
                 .with_operation(operation)
                 .with_source(why),
                 RequestErrorKind::TimedOut => error::timeout(operation).with_source(why),
+                _ if self.has_ended() => {
+                    error::unavailable(operation, "the connection has ended").with_source(why)
+                }
                 _ => Error::new(ErrorKind::Unexpected, "the server's answer cannot be read")
                     .with_operation(operation)
                     .with_source(why),

@@ -141,14 +141,19 @@ impl NatsSource {
             return;
         }
         self.generation = generation;
+        self.read_anew(1, now);
+    }
+
+    /// Closes every feed, to be opened again at once. A message whose headers cannot be read ends the connection, and whose it was
+    /// nobody says: `stuck` more for each that was open.
+    pub(crate) fn read_anew(&mut self, stuck: u32, now: Instant) {
         for at in 0..self.parts.len() {
             if let Some(holding) = self.parts[at].holding()
                 && !matches!(holding.reading.feed, FeedState::Closed(_))
             {
-                // A message whose headers cannot be read ends the connection. Whose it is nobody says.
                 let is_raw = matches!(&holding.reading.feed, FeedState::Open(feed) if !feed.has_consumer());
                 if !is_raw {
-                    holding.reading.stuck += 1;
+                    holding.reading.stuck += stuck;
                 }
                 self.close_feed(at);
                 if let Some(holding) = self.parts[at].holding() {

@@ -1,19 +1,25 @@
 //! How a member joins a group (G1, G3).
 //!
 //! It sets its topics up, says that it is there, and owns nothing yet: its share comes to it from within `recv`
-//! ([`crate::balance`]), as it does to every other member.
+//! ([`crate::balance`]), as it does to every other member. It stays the same member when its connection is lost for good.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebus_core::{Error, Source, SourceOptions};
+use async_nats::Subscriber;
+use ebus_core::{Error, Source, SourceEvent, SourceOptions};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::config::NatsConfig;
 use crate::connection::Connection;
+use crate::consumer::STUCK;
 use crate::group::Member;
-use crate::source::NatsSource;
+use crate::source::{Done, NatsSource, link};
 use crate::store::Store;
+
+/// Between two attempts to make a connection in the place of one that has ended.
+const CONNECT_AGAIN: Duration = Duration::from_millis(500);
 
 /// The lease of members on this connection.
 pub(crate) fn lease(connection: &Connection) -> Duration {
@@ -52,4 +58,45 @@ pub(crate) async fn join(
     }
     source.enter().await?;
     Ok(Box::new(source))
+}
+
+impl NatsSource {
+    /// Makes a new connection where the old one will never come back.
+    pub(crate) fn check_connection(&mut self, now: Instant) {
+        if self.connecting || !self.member.connection.has_ended() {
+            return;
+        }
+        if now < self.connect_at {
+            self.next_tick = self.next_tick.min(self.connect_at);
+            return;
+        }
+        self.connecting = true;
+        self.connect_at = now + CONNECT_AGAIN;
+        tracing::warn!(group = %self.member.group, "the connection has ended for good; a new one is made");
+        let member = self.member.clone();
+        self.jobs.push(Box::pin(async move {
+            let connecting = async {
+                let connection = Connection::open(member.connection.config.clone(), "source").await?;
+                let store = Store::bind(connection.clone());
+                let hints = store.hints(&member.heartbeats()).await?;
+                Ok((connection, store, hints))
+            };
+            Done::Connected(connecting.await)
+        }));
+    }
+
+    pub(crate) fn connected(&mut self, made: Result<(Connection, Store, Subscriber), Error>, now: Instant) {
+        self.connecting = false;
+        match made {
+            Ok((connection, store, hints)) => {
+                self.generation = connection.generation();
+                self.link = link(connection.clone());
+                self.member.connection = connection;
+                self.member.store = store;
+                self.balance.hear(hints);
+                self.read_anew(STUCK, now);
+            }
+            Err(error) => self.events.push(SourceEvent::Trouble(error)),
+        }
+    }
 }

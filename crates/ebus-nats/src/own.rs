@@ -236,6 +236,7 @@ impl NatsSource {
             Done::Beat(beaten) => self.beaten(beaten),
             Done::Listed(listed, own) => self.listed(listed, own, now),
             Done::CleanedUp(leftover, done) => self.cleaned_up(&leftover, done),
+            Done::Connected(made) => self.connected(made, now),
             Done::Left => self.left = true,
             // Of an ownership that has ended.
             Done::Wrote(..) | Done::Opened(..) | Done::Replaced(..) => {}

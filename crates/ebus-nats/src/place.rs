@@ -13,6 +13,7 @@ use crate::consumer::{self, ConsumerSpec, Feed};
 
 /// Messages that are stored somewhere.
 pub(crate) struct Wanted {
+    /// That of the publisher. It is not read on: a message whose headers cannot be read ends the connection that brings it.
     pub(crate) connection: Connection,
     pub(crate) stream: String,
     /// What consumers that read it are called: no other reader is called so.
@@ -37,8 +38,15 @@ pub(crate) async fn find(mut wanted: Wanted) -> Found {
     wanted.messages.sort_by_key(|(_, partition, _)| *partition);
     let within = wanted.connection.request_timeout;
     let reading = async {
+        let connection = match Connection::open(wanted.connection.config.clone(), "offsets").await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "the offsets of messages that are stored cannot be read");
+                return;
+            }
+        };
         for messages in wanted.messages.chunk_by(|one, other| one.1 == other.1) {
-            find_in_partition(&wanted, messages, &mut found).await;
+            find_in_partition(&connection, &wanted, messages, &mut found).await;
         }
     };
     if tokio::time::timeout(within, reading).await.is_err() {
@@ -50,7 +58,12 @@ pub(crate) async fn find(mut wanted: Wanted) -> Found {
     found
 }
 
-async fn find_in_partition(wanted: &Wanted, messages: &[(u64, u32, Message)], found: &mut Found) {
+async fn find_in_partition(
+    connection: &Connection,
+    wanted: &Wanted,
+    messages: &[(u64, u32, Message)],
+    found: &mut Found,
+) {
     let first = messages.first().and_then(|(_, partition, _)| wanted.subjects.get(*partition as usize));
     let Some(subject) = first else { return };
     let name = format!("{}_{}", wanted.name, messages[0].1);
@@ -60,7 +73,7 @@ async fn find_in_partition(wanted: &Wanted, messages: &[(u64, u32, Message)], fo
         filter: subject.to_string(),
         from: wanted.after + 1,
     };
-    let mut feed = match Feed::open(&wanted.connection, spec).await {
+    let mut feed = match Feed::open(connection, spec).await {
         Ok(feed) => feed,
         Err(error) => {
             tracing::warn!(%error, "the offsets of messages that are stored cannot be read");

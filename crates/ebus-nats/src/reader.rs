@@ -14,7 +14,7 @@ use crate::consumer::{ConsumerSpec, End, Feed, STUCK};
 use crate::error;
 use crate::stream::TopicStream;
 
-/// A reader with a consumer of its own.
+/// A reader with a consumer of its own, on a connection of its own: what ends that ends no publisher's.
 pub(crate) struct NatsReader {
     connection: Connection,
     stream: TopicStream,
@@ -33,7 +33,8 @@ pub(crate) struct NatsReader {
 
 enum State {
     Closed,
-    Opening(BoxFuture<'static, Result<Feed, Error>>),
+    /// With its connection, which may be another one.
+    Opening(BoxFuture<'static, Result<(Connection, Feed), Error>>),
     Open(Feed),
     End,
 }
@@ -87,17 +88,35 @@ impl NatsReader {
                         filter: self.stream.filter(self.partition),
                         from: self.next,
                     };
-                    let connection = self.connection.clone();
-                    self.state = if self.stuck >= STUCK {
-                        State::Open(Feed::raw(&connection, spec, Duration::ZERO))
-                    } else {
-                        State::Opening(Box::pin(async move { Feed::open(&connection, spec).await }))
-                    };
+                    let mut connection = self.connection.clone();
+                    let is_stuck = self.stuck >= STUCK || connection.has_ended();
+                    self.state = State::Opening(Box::pin(async move {
+                        if connection.has_ended() {
+                            connection = Connection::open(connection.config, "reader").await?;
+                        }
+                        let feed = if is_stuck {
+                            Feed::raw(&connection, spec, Duration::ZERO)
+                        } else {
+                            Feed::open(&connection, spec).await?
+                        };
+                        Ok((connection, feed))
+                    }));
                 }
                 State::Opening(opening) => match opening.as_mut().poll(cx) {
                     Poll::Pending => break,
-                    Poll::Ready(Ok(feed)) if feed.pending == 0 => self.state = State::End,
-                    Poll::Ready(Ok(feed)) => self.state = State::Open(feed),
+                    Poll::Ready(Ok((_, feed))) if feed.pending == 0 => self.state = State::End,
+                    Poll::Ready(Ok((connection, feed))) => {
+                        if self.connection.has_ended() {
+                            self.generation = connection.generation();
+                            self.connection = connection;
+                        }
+                        self.state = State::Open(feed);
+                    }
+                    // The message that ends a connection was there before the consumer was.
+                    Poll::Ready(Err(_)) if self.connection.has_ended() && self.stuck < STUCK => {
+                        self.stuck = STUCK;
+                        self.state = State::Closed;
+                    }
                     Poll::Ready(Err(error)) => {
                         self.state = State::Closed;
                         return Poll::Ready(Err(error));

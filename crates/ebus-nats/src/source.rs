@@ -22,11 +22,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use crate::balance::Balance;
+use crate::connection::Connection;
 use crate::consumer::Feed;
 use crate::group::{Claimed, Member, Outcome, Seen};
 use crate::part::{Leaving, Part, PartState};
 use crate::peers::Beaten;
 use crate::roster::{Leftover, Listing, Roster};
+use crate::store::Store;
 use crate::stream::TopicStream;
 
 /// What a future of the source came to.
@@ -42,6 +44,8 @@ pub(crate) enum Done {
     /// With the revision that this member's heartbeat had when the list was asked for.
     Listed(Result<Listing, Error>, u64),
     CleanedUp(Leftover, bool),
+    /// In the place of a connection that has ended for good.
+    Connected(Result<(Connection, Store, Subscriber), Error>),
     Left,
 }
 
@@ -79,7 +83,11 @@ pub(crate) struct NatsSource {
     pub(crate) timer: std::pin::Pin<Box<Sleep>>,
     /// How often the connection had been made when the feeds were opened.
     pub(crate) generation: u64,
-    pub(crate) link: BoxFuture<'static, crate::connection::Connection>,
+    pub(crate) link: BoxFuture<'static, Connection>,
+    /// A new connection is being made in the place of one that has ended for good.
+    pub(crate) connecting: bool,
+    /// When that may be tried next.
+    pub(crate) connect_at: Instant,
     /// The part that is read first next time.
     pub(crate) turn: usize,
     pub(crate) backend_closed: watch::Receiver<bool>,
@@ -108,6 +116,8 @@ impl NatsSource {
             ownership: Ownership::new(options.limits.or_max_position_len(crate::record::MAX_POSITION_LEN)),
             generation: connection.generation(),
             link: link(connection),
+            connecting: false,
+            connect_at: now,
             member,
             options,
             parts: Vec::new(),
@@ -188,6 +198,7 @@ impl NatsSource {
             }
             self.poll_hints(cx);
             let now = Instant::now();
+            self.check_connection(now);
             self.check_generation(now);
             if now >= self.next_tick {
                 self.tick(now);
@@ -329,7 +340,8 @@ impl NatsSource {
     }
 }
 
-fn link(mut connection: crate::connection::Connection) -> BoxFuture<'static, crate::connection::Connection> {
+/// Resolves when something happened to the connection.
+pub(crate) fn link(mut connection: Connection) -> BoxFuture<'static, Connection> {
     Box::pin(async move {
         connection.changed().await;
         connection

@@ -11,12 +11,19 @@ use crate::support::team::Team;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        shared("c06_headers_that_are_no_text_stop_no_partition", no_text),
-        shared("c06_headers_that_are_no_text_stop_no_reader", no_text_for_readers),
+        shared("c06_headers_that_are_no_text_stop_no_partition", |url| odd(url, NO_TEXT)),
+        shared("c06_headers_that_make_the_client_panic_stop_no_partition", |url| odd(url, PANICS)),
+        shared("c06_headers_that_are_no_text_stop_no_reader", |url| readers(url, NO_TEXT, b"\xff\xfe")),
+        shared("c06_headers_that_make_the_client_panic_stop_no_reader", |url| {
+            readers(url, PANICS, b"one\rtwo")
+        }),
     ]
 }
 
 const NO_TEXT: &[u8] = b"NATS/1.0\r\nEbus-Key: odd\r\nBad: \xff\xfe\r\n\r\n";
+
+/// The client's parser takes it, and its map of headers refuses it with a panic, which ends the client for good.
+const PANICS: &[u8] = b"NATS/1.0\r\nEbus-Key: odd\r\nBad: one\rtwo\r\n\r\n";
 
 /// Publishes as any client may that writes the protocol itself.
 async fn publish_raw(url: &str, subject: &str, headers: &[u8], payload: &str) -> Tested {
@@ -38,12 +45,12 @@ async fn publish_raw(url: &str, subject: &str, headers: &[u8], payload: &str) ->
     Ok(())
 }
 
-async fn no_text(url: String) -> Tested {
+async fn odd(url: String, headers: &[u8]) -> Tested {
     let (one, two, topic, group) = (connect(&url).await?, connect(&url).await?, topic("odd"), group("g"));
     create(&one, &topic, 4).await?;
     publish(&one, &topic, 40, 1..6).await?;
-    publish_raw(&url, &format!("{topic}.0"), NO_TEXT, "1").await?;
-    publish_raw(&url, &format!("{topic}.2"), NO_TEXT, "1").await?;
+    publish_raw(&url, &format!("{topic}.0"), headers, "1").await?;
+    publish_raw(&url, &format!("{topic}.2"), headers, "1").await?;
     publish(&one, &topic, 40, 6..11).await?;
     let mut team = Team::new(&group, &[&topic]);
     team.join("one", &one).await?;
@@ -52,22 +59,22 @@ async fn no_text(url: String) -> Tested {
     team.until_even(4).await?;
     // More of them while the partitions are read, and others behind.
     for version in 11..16 {
-        publish_raw(&url, &format!("{topic}.1"), NO_TEXT, "1").await?;
+        publish_raw(&url, &format!("{topic}.1"), headers, "1").await?;
         publish(&one, &topic, 40, version..version + 1).await?;
     }
     team.until("all is run", |log| log.distinct().0 == 607).await?;
-    team.quiet()?;
+    assert_eq!(team.log().lost.len(), 0, "{:?}", team.log().lost);
     assert_eq!(team.log().runs.iter().filter(|run| run.key == "odd").count(), 7, "a message ran twice");
     team.leave_all().await?;
     team.log().check()
 }
 
-async fn no_text_for_readers(url: String) -> Tested {
+async fn readers(url: String, headers: &[u8], bad: &[u8]) -> Tested {
     let (backend, topic) = (connect(&url).await?, topic("odd"));
     create(&backend, &topic, 1).await?;
     let mut publisher = backend.publisher();
     publisher.publish(Publish::new(topic.clone(), Message::new("before"))).await?;
-    publish_raw(&url, &format!("{topic}.0"), NO_TEXT, "odd").await?;
+    publish_raw(&url, &format!("{topic}.0"), headers, "odd").await?;
     let end = backend.describe_topic(&topic).await?.partitions[0].end;
     assert_eq!(end.0, 3, "what is described ends behind it");
     publisher.publish(Publish::new(topic.clone(), Message::new("behind"))).await?;
@@ -79,6 +86,6 @@ async fn no_text_for_readers(url: String) -> Tested {
     assert_eq!(payloads, [&b"before"[..], b"odd", b"behind"]);
     let odd = &found[1].1;
     assert_eq!(odd.key, Some("odd".into()));
-    assert_eq!(odd.headers.first("Bad").map(|value| &value[..]), Some(&b"\xff\xfe"[..]));
+    assert_eq!(odd.headers.first("Bad").map(|value| &value[..]), Some(bad));
     Ok(())
 }
