@@ -282,6 +282,28 @@ async fn p6_what_was_redriven_is_settled_without_a_run_when_the_source_delivers_
     assert_eq!(world.letters.told().len(), 3);
 }
 
+/// The same over a hand-over: the list knows it until the source has delivered all of it.
+#[tokio::test(start_paused = true)]
+async fn p6_what_was_redriven_does_not_run_at_the_next_owner_either() {
+    let mut world = world(&[0], 10);
+    let owned = world.script.assign(0);
+    world.deliver(owned, &["a", "a", "a"]);
+    world.finished(3).await;
+    world.script.lose(owned);
+    world.bad.set(&[]);
+    let owned = world.script.assign(0);
+    world.redriven("a").await;
+    world.script.revoke(owned, 1000 * MS);
+    until("it is released", || world.script.released()).await;
+    let owned = world.script.assign(0);
+    world.script.rewind(owned, 0);
+    world.deliver(owned, &["a", "a", "a", "a"]);
+    world.finished(7).await;
+    assert_eq!(world.log.starts(), [0, 0, 1, 2, 3]);
+    let empty = b"ebus-parked 1\nend 0\n";
+    until("it is forgotten then", || world.letters.state().value.as_deref() == Some(empty)).await;
+}
+
 /// Crashed in the middle of a redrive: the next owner goes on behind what was kept.
 #[tokio::test(start_paused = true)]
 async fn p6_crashed_while_redriving_only_what_was_not_kept_runs_again() {

@@ -58,7 +58,7 @@ async fn read(
             let set = ParkedSet::decode(&text, &partition);
             let set = set
                 .map_err(|error| error.with_operation("parked_keys").with_context("partition", &partition))?;
-            keys.extend(set.iter().cloned());
+            keys.extend(set.parked().cloned());
         }
     }
     Ok((parking, keys))

@@ -17,6 +17,8 @@ pub(crate) enum Change {
     Park(ParkedKey, Place),
     /// Its message at `offset`, whose letter is the one before `next_letter`, was redriven.
     Redriven { key: Key, offset: u64, next_letter: u64 },
+    /// The source has delivered all that was redriven of it.
+    Forget { key: Key },
     /// Its redrive was given up at this letter.
     Stopped { key: Key, letter: u64, error: String },
 }
@@ -94,6 +96,13 @@ impl KeeperHandle {
     /// Keys on the list, or on their way there.
     pub(crate) fn keys(&self) -> usize {
         self.room.keys.load(Acquire)
+    }
+
+    /// Makes a change that nobody waits for.
+    pub(crate) fn mention(&self, change: Change) {
+        let (done, _) = oneshot::channel();
+        // A keeper that is gone keeps nothing; the next one hears of it again.
+        let _ = self.keeper.send((change, done));
     }
 
     /// Makes a change and waits until it is kept. For ever, if a later owner has claimed the partition: then this run is to be

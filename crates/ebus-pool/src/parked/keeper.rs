@@ -113,7 +113,7 @@ impl Keeper {
                     None => return,
                 },
                 // Once in any case: a request may be left of keys that are free by now.
-                _ = looks.tick(), if first || !self.set.is_empty() => {
+                _ = looks.tick(), if first || self.set.parked().next().is_some() => {
                     first = false;
                     self.look().await;
                 }
@@ -154,7 +154,7 @@ impl Keeper {
             }
             tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
         };
-        for parked in self.set.iter() {
+        for parked in self.set.parked() {
             let place = self.room.count(&parked.key, &parked.letters.topic);
             self.places.insert(parked.key.clone(), place);
         }
@@ -182,12 +182,17 @@ impl Keeper {
                 self.set.put(parked);
             }
             Change::Redriven { key, offset, next_letter } => {
-                if let Some(parked) = self.set.get_mut(&key) {
+                if let Some(parked) = self.set.get_mut(&key).filter(|parked| !parked.done) {
                     parked.advance(offset, next_letter);
                 }
             }
+            Change::Forget { key } => {
+                if self.set.get(&key).is_some_and(|parked| parked.done) {
+                    self.set.remove(&key);
+                }
+            }
             Change::Stopped { key, letter, error } => {
-                if let Some(parked) = self.set.get_mut(&key) {
+                if let Some(parked) = self.set.get_mut(&key).filter(|parked| !parked.done) {
                     parked.stop(letter, &error);
                 }
             }
@@ -198,6 +203,7 @@ impl Keeper {
     /// Until it is kept. For ever when a later owner has claimed the partition: nothing of this ownership counts any more, and
     /// the source will say so.
     async fn save(&mut self) {
+        self.set.forget_done(self.parts.most, self.store().max_bytes());
         let mut delays = RetryPolicy::exponential().cap(LONGEST_DELAY).delays();
         loop {
             let text = self.set.encode();
@@ -227,7 +233,8 @@ impl Keeper {
                 self.answer(&text).await;
                 continue;
             };
-            let Some(parked) = self.set.get(&request.key).filter(|parked| parked.offset == request.offset)
+            let Some(parked) =
+                self.set.parked().find(|parked| parked.key == request.key && parked.offset == request.offset)
             else {
                 self.answer(&text).await;
                 continue;
@@ -261,7 +268,9 @@ impl Keeper {
         let mut below = None;
         match redriven {
             Redriven::All(offset) => {
-                self.set.remove(key);
+                if let Some(parked) = self.set.get_mut(key) {
+                    parked.finish(offset);
+                }
                 self.save().await;
                 self.places.remove(key);
                 self.answer(&request).await;

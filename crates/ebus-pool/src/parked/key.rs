@@ -29,6 +29,8 @@ pub struct ParkedKey {
     pub error: String,
     /// The last redrive was given up at the message that is next.
     pub stopped: bool,
+    /// It is parked no more. Its place is kept until the source has delivered all that was redriven, so that none of it runs again.
+    pub(crate) done: bool,
 }
 
 impl ParkedKey {
@@ -43,7 +45,18 @@ impl ParkedKey {
     ) -> Self {
         let redriven = NextOffset(offset);
         let error = cut(error);
-        Self { key, partition, offset, redriven, letters, next_letter, since, error, stopped: false }
+        Self {
+            key,
+            partition,
+            offset,
+            redriven,
+            letters,
+            next_letter,
+            since,
+            error,
+            stopped: false,
+            done: false,
+        }
     }
 
     /// The message at this offset was redriven; `next_letter` stands behind its letter.
@@ -51,6 +64,12 @@ impl ParkedKey {
         self.redriven = NextOffset::after(offset);
         self.next_letter = next_letter;
         self.stopped = false;
+    }
+
+    /// All below this offset was redriven: it is parked no more.
+    pub(crate) fn finish(&mut self, below: u64) {
+        self.redriven = NextOffset(below);
+        (self.done, self.stopped) = (true, false);
     }
 
     /// Its redrive was given up at the letter in this place.

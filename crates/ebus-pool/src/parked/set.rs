@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ebus-parked 1
-//! <key> <offset> <redriven> <topic> <partition> <next letter> <since, ms> <parked or stopped> <error>
+//! <key> <offset> <redriven> <topic> <partition> <next letter> <since, ms> <parked, stopped or done> <error>
 //! end <lines>
 //! ```
 //! Bytes that are not letters, digits or one of `._:/-` are `%XX`; empty text is `%`.
@@ -56,14 +56,37 @@ impl ParkedSet {
         self.0.values()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Those that are parked.
+    pub(crate) fn parked(&self) -> impl Iterator<Item = &ParkedKey> {
+        self.iter().filter(|parked| !parked.done)
+    }
+
+    /// Forgets the oldest of those that are done, until at most `most` of them are left and the text fits into `bytes`.
+    pub(crate) fn forget_done(&mut self, most: usize, bytes: usize) {
+        let mut done: Vec<_> =
+            self.iter().filter(|one| one.done).map(|one| (one.since, one.key.clone())).collect();
+        done.sort();
+        let cost: usize = self.iter().map(|one| Self::cost(&one.key, &one.letters.topic)).sum();
+        let (mut left, mut cost) = (done.len(), cost + FRAME_BYTES);
+        for (_, key) in done {
+            if left <= most && cost <= bytes {
+                return;
+            }
+            if let Some(gone) = self.0.remove(&key) {
+                cost -= Self::cost(&key, &gone.letters.topic);
+                left -= 1;
+            }
+        }
     }
 
     pub(crate) fn encode(&self) -> Bytes {
         let mut text = HEAD.to_owned();
         for parked in self.0.values() {
-            let state = if parked.stopped { "stopped" } else { "parked" };
+            let state = match (parked.done, parked.stopped) {
+                (true, _) => "done",
+                (false, true) => "stopped",
+                (false, false) => "parked",
+            };
             // A string takes any text.
             let _ = writeln!(
                 text,
@@ -111,9 +134,10 @@ fn parse(text: &[u8], home: &PartitionId) -> Option<ParkedSet> {
             next_letter: next_letter.parse().ok()?,
             since: Timestamp::from_millis(since.parse().ok()?),
             error: String::from_utf8(unescaped(error)?).ok()?,
-            stopped: match state {
-                "parked" => false,
-                "stopped" => true,
+            stopped: state == "stopped",
+            done: match state {
+                "parked" | "stopped" => false,
+                "done" => true,
                 _ => return None,
             },
         });

@@ -11,6 +11,9 @@ enum Step {
     Advance(Vec<u8>, u64),
     Stop(Vec<u8>, u64, String),
     Remove(Vec<u8>),
+    Finish(Vec<u8>, u64),
+    /// So many that are done may stay.
+    Forget(usize),
 }
 
 fn key() -> impl Strategy<Value = Vec<u8>> {
@@ -23,6 +26,8 @@ fn step() -> impl Strategy<Value = Step> {
         (key(), 0..u64::MAX).prop_map(|(key, at)| Step::Advance(key, at)),
         (key(), any::<u64>(), ".{0,200}").prop_map(|(key, at, why)| Step::Stop(key, at, why)),
         key().prop_map(Step::Remove),
+        (key(), any::<u64>()).prop_map(|(key, at)| Step::Finish(key, at)),
+        (0usize..3).prop_map(Step::Forget),
     ]
 }
 
@@ -39,29 +44,44 @@ proptest! {
     #[test]
     fn p2_the_list_does_what_a_plain_vector_does(steps in prop::collection::vec(step(), 0..60)) {
         let mut set = ParkedSet::default();
-        let mut model: Vec<(Vec<u8>, u64, u64, u64, bool)> = Vec::new();
+        let mut model: Vec<(Vec<u8>, u64, u64, u64, bool, bool)> = Vec::new();
         for step in steps {
             match step {
                 Step::Park(key, at) => {
                     set.put(ParkedKey::new(Key::new(key.clone()), home(), at, dead(), at / 2, Timestamp::now(), "boom"));
                     model.retain(|known| known.0 != key);
-                    model.push((key, at, at, at / 2, false));
+                    model.push((key, at, at, at / 2, false, false));
                 }
                 Step::Advance(key, at) => {
-                    if let Some(parked) = set.get_mut(&Key::new(key.clone())) {
+                    if let Some(parked) = set.get_mut(&Key::new(key.clone())).filter(|parked| !parked.done) {
                         parked.advance(at, at / 3);
                     }
-                    for known in model.iter_mut().filter(|known| known.0 == key) {
+                    for known in model.iter_mut().filter(|known| known.0 == key && !known.5) {
                         (known.2, known.3, known.4) = (at + 1, at / 3, false);
                     }
                 }
                 Step::Stop(key, at, why) => {
-                    if let Some(parked) = set.get_mut(&Key::new(key.clone())) {
+                    if let Some(parked) = set.get_mut(&Key::new(key.clone())).filter(|parked| !parked.done) {
                         parked.stop(at, &why);
                     }
-                    for known in model.iter_mut().filter(|known| known.0 == key) {
+                    for known in model.iter_mut().filter(|known| known.0 == key && !known.5) {
                         (known.3, known.4) = (at, true);
                     }
+                }
+                Step::Finish(key, at) => {
+                    if let Some(parked) = set.get_mut(&Key::new(key.clone())) {
+                        parked.finish(at);
+                    }
+                    for known in model.iter_mut().filter(|known| known.0 == key) {
+                        (known.2, known.4, known.5) = (at, false, true);
+                    }
+                }
+                Step::Forget(most) => {
+                    let parked = set.parked().count();
+                    set.forget_done(most, usize::MAX);
+                    prop_assert_eq!(set.parked().count(), parked, "only those that are done");
+                    prop_assert!(set.iter().count() <= parked + most);
+                    model.retain(|known| set.get(&Key::new(known.0.clone())).is_some());
                 }
                 Step::Remove(key) => {
                     set.remove(&Key::new(key.clone()));
@@ -74,7 +94,7 @@ proptest! {
             prop_assert_eq!(&ParkedSet::decode(&text, &home()).expect("its own text"), &set);
             let mut seen: Vec<_> = set
                 .iter()
-                .map(|one| (one.key.as_bytes().to_vec(), one.offset, one.redriven.0, one.next_letter, one.stopped))
+                .map(|one| (one.key.as_bytes().to_vec(), one.offset, one.redriven.0, one.next_letter, one.stopped, one.done))
                 .collect();
             model.sort();
             seen.sort();

@@ -36,7 +36,10 @@ enum State {
 impl Parked {
     pub(super) fn new(here: ParkedHere) -> Self {
         let keys = here.keys.into_iter();
-        let keys = keys.map(|parked| (parked.key.clone(), State::Parked(Box::new(parked))));
+        let keys = keys.map(|parked| {
+            let (key, done, below) = (parked.key.clone(), parked.done, parked.redriven.0);
+            (key, if done { State::Done(below) } else { State::Parked(Box::new(parked)) })
+        });
         Self { keeper: here.keeper, keys: keys.collect() }
     }
 
@@ -123,6 +126,7 @@ impl Shard {
         let (owned, key) = (job.token.owned(), job.message.key.clone());
         if let (Some(parked), Some(key)) = (self.parked_mut(owned), key) {
             parked.keys.remove(&key);
+            parked.keeper.mention(Change::Forget { key });
         }
     }
 
