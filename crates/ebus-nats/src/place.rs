@@ -3,20 +3,22 @@
 //! A batch among messages of other publishers: the stream is read over its span, and each message is found again by what it
 //! is, in order. Two messages that are equal byte by byte, with their times, cannot be told apart, by nobody.
 
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::time::Duration;
 
 use async_nats::Subject;
-use ebus_core::Message;
+use ebus_core::{Error, Message};
 
 use crate::connection::Connection;
-use crate::consumer::{self, ConsumerSpec, Feed};
+use crate::consumer::{self, ConsumerSpec, End, Feed};
 
 /// Messages that are stored somewhere.
 pub(crate) struct Wanted {
     /// That of the publisher. It is not read on: a message whose headers cannot be read ends the connection that brings it.
     pub(crate) connection: Connection,
     pub(crate) stream: String,
-    /// What consumers that read it are called: no other reader is called so.
+    /// What the consumer that reads it is called: no other reader is called so.
     pub(crate) name: String,
     /// By partition.
     pub(crate) subjects: Vec<Subject>,
@@ -32,70 +34,68 @@ pub(crate) struct Wanted {
 pub(crate) type Found = Vec<(u64, Option<u64>)>;
 
 /// Reads where they are. What is not found within the time of a request is left out of it.
-pub(crate) async fn find(mut wanted: Wanted) -> Found {
-    let mut found: Found = Vec::with_capacity(wanted.messages.len());
-    // Stable: the order within a partition stays.
-    wanted.messages.sort_by_key(|(_, partition, _)| *partition);
-    let within = wanted.connection.request_timeout;
-    let reading = async {
-        let connection = match Connection::open(wanted.connection.config.clone(), "offsets").await {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::warn!(%error, "the offsets of messages that are stored cannot be read");
-                return;
-            }
-        };
-        for messages in wanted.messages.chunk_by(|one, other| one.1 == other.1) {
-            find_in_partition(&connection, &wanted, messages, &mut found).await;
+pub(crate) async fn find(wanted: Wanted) -> Found {
+    let Wanted { connection, stream, name, subjects, after, last, messages } = wanted;
+    let mut missing: HashMap<String, VecDeque<(u64, Message)>> = HashMap::new();
+    for (number, partition, message) in messages {
+        if let Some(subject) = subjects.get(partition as usize) {
+            missing.entry(subject.to_string()).or_default().push_back((number, message));
         }
-    };
-    if tokio::time::timeout(within, reading).await.is_err() {
-        tracing::warn!(stream = %wanted.stream, "the offsets of messages that are stored were not read in time");
     }
-    let known: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
-    let unknown = wanted.messages.iter().map(|(number, ..)| *number).filter(|number| !known.contains(number));
-    found.extend(unknown.map(|number| (number, None)));
+    let mut found: Found = Vec::new();
+    // One consumer for all partitions: a round trip or two for each of them would take longer than the span.
+    let spec =
+        ConsumerSpec { stream: stream.clone(), name: Some(name), filter: String::new(), from: after + 1 };
+    let within = connection.request_timeout;
+    match tokio::time::timeout(within, read(connection, spec, last, &mut missing, &mut found)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the offsets of messages that are stored cannot be read");
+        }
+        Err(_) => tracing::warn!(stream, "the offsets of messages that are stored were not read in time"),
+    }
+    found.extend(missing.into_values().flatten().map(|(number, _)| (number, None)));
     found
 }
 
-async fn find_in_partition(
-    connection: &Connection,
-    wanted: &Wanted,
-    messages: &[(u64, u32, Message)],
+async fn read(
+    publishers: Connection,
+    mut spec: ConsumerSpec,
+    last: u64,
+    missing: &mut HashMap<String, VecDeque<(u64, Message)>>,
     found: &mut Found,
-) {
-    let first = messages.first().and_then(|(_, partition, _)| wanted.subjects.get(*partition as usize));
-    let Some(subject) = first else { return };
-    let name = format!("{}_{}", wanted.name, messages[0].1);
-    let spec = ConsumerSpec {
-        stream: wanted.stream.clone(),
-        name: Some(name.clone()),
-        filter: subject.to_string(),
-        from: wanted.after + 1,
-    };
-    let mut feed = match Feed::open(connection, spec).await {
-        Ok(feed) => feed,
-        Err(error) => {
-            tracing::warn!(%error, "the offsets of messages that are stored cannot be read");
-            return;
-        }
-    };
-    let mut messages = messages.iter().peekable();
-    while let Some((number, _, message)) = messages.peek() {
+) -> Result<(), Error> {
+    const ROLE: &str = "offsets";
+    let mut connection = Connection::open(publishers.config.clone(), ROLE).await?;
+    let mut left: usize = missing.values().map(VecDeque::len).sum();
+    let mut feed = Feed::open(&connection, spec.clone()).await?;
+    while left > 0 {
         match poll_fn(|cx| feed.poll_next(cx)).await {
-            Ok(fed) if fed.offset > wanted.last => break,
+            Ok(fed) if fed.offset > last => break,
             Ok(fed) => {
-                if fed.message == *message {
-                    found.push((*number, Some(fed.offset)));
-                    messages.next();
+                spec.from = fed.offset + 1;
+                let messages = missing.get_mut(fed.subject.as_str());
+                let is_next = |(_, message): &(u64, Message)| *message == fed.message;
+                if let Some(messages) = messages.filter(|messages| messages.front().is_some_and(is_next))
+                    && let Some((number, _)) = messages.pop_front()
+                {
+                    found.push((number, Some(fed.offset)));
+                    left -= 1;
                 }
             }
-            Err(why) => {
-                tracing::debug!(?why, "reading offsets ended early");
-                break;
+            Err(End::Consumer(why)) => {
+                tracing::debug!(why, "offsets are read message by message");
+                if connection.has_ended() {
+                    connection = Connection::open(publishers.config.clone(), ROLE).await?;
+                }
+                feed = Feed::raw(&connection, spec.clone(), Duration::ZERO);
             }
+            Err(End::Failed(error)) => return Err(error),
+            Err(End::Passed) => feed = Feed::open(&connection, spec.clone()).await?,
         }
     }
-    drop(feed);
-    consumer::remove(&wanted.connection, &wanted.stream, name);
+    if let Some(name) = spec.name {
+        consumer::remove(&publishers, &spec.stream, name);
+    }
+    Ok(())
 }

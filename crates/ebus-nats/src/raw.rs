@@ -193,7 +193,7 @@ impl Reading {
             let found = get(&self.connection, &self.stream, &which, OPERATION).await?;
             match found.map_err(|why| error::api(&why, OPERATION))? {
                 Some(raw) => {
-                    let offset = raw.offset;
+                    let (offset, subject) = (raw.offset, raw.subject.as_str().into());
                     let (message, legal) = raw.decode();
                     self.next = offset + 1;
                     if legal {
@@ -208,7 +208,7 @@ impl Reading {
                         );
                     }
                     // How many follow is not said.
-                    return Ok(Some(Fed { offset, message, pending: u64::MAX }));
+                    return Ok(Some(Fed { offset, subject, message, pending: u64::MAX }));
                 }
                 None if self.odd_at.is_some_and(|at| at.elapsed() < self.linger) => {
                     tokio::time::sleep(PAUSE).await;
