@@ -27,7 +27,9 @@ impl Shard {
             Phase::Gathering { taken } => Member { lane, messages: taken },
             _ => Member { lane, messages: 1 },
         };
-        let members = batches.clear().into_iter().map(member).collect();
+        // The list of lanes keeps its room for the next batch.
+        let members = batches.gathered.drain(..).map(member).collect();
+        batches.clear();
         self.run_batch(route, members, ready, cx);
         true
     }
