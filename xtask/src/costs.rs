@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::workspace::Workspace;
 
 const STORED: &str = "xtask/bench/costs.json";
-const PATHS: [&str; 5] = ["pool", "pool-waits", "pool-held", "publish", "memory"];
+const PATHS: [&str; 6] = ["pool", "pool-batch", "pool-waits", "pool-held", "publish", "memory"];
 /// Where messages are held.
 const HELD: [&str; 2] = ["pool-held", "publish"];
 /// Beyond the first handling of each key, when every buffer has found its size.

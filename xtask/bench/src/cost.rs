@@ -19,7 +19,9 @@ use crate::{memory, pool};
 pub(crate) enum Cost {
     /// Source to settle, with a handler that does nothing
     Pool,
-    /// The same with a handler that gives way once, as one that waits does
+    /// The same in batches
+    PoolBatch,
+    /// The same, each by itself, with a handler that gives way once, as one that waits does
     PoolWaits,
     /// Messages that are read and wait in their lanes, behind one run that does not end
     PoolHeld,
@@ -41,14 +43,17 @@ impl Cost {
             match self {
                 Self::Pool => {
                     let handler = service_fn(|_| std::future::ready(Ok::<_, Infallible>(Outcome::Ack)));
-                    pool::handle(messages, config()?, handler).await?;
+                    pool::handle(messages, config()?, pool::each(handler)?).await?;
+                }
+                Self::PoolBatch => {
+                    pool::handle(messages, config()?, pool::batched()?).await?;
                 }
                 Self::PoolWaits => {
                     let handler = service_fn(|_| async {
                         tokio::task::yield_now().await;
                         Ok::<_, Infallible>(Outcome::Ack)
                     });
-                    pool::handle(messages, config()?, handler).await?;
+                    pool::handle(messages, config()?, pool::each(handler)?).await?;
                 }
                 Self::PoolHeld => held(messages).await?,
                 Self::Publish => memory::publish(messages).await?,

@@ -48,6 +48,7 @@ struct Args {
 fn all() -> Vec<Box<dyn Benchmark>> {
     vec![
         Box::new(pool::PoolAlone),
+        Box::new(pool::Batched),
         Box::new(pool::Waiting::all_keys()),
         Box::new(pool::Waiting::bounded("pool-256", 256, 200_000)),
         Box::new(pool::Waiting::bounded("pool-1024", 1_024, 1_000_000)),

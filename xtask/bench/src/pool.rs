@@ -9,15 +9,16 @@ use ahash::RandomState;
 use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use ebus_core::{
-    Error, Group, Handler, Inbound, Key, Lease, LedgerLimits, Message, Outcome, Owned, Ownership,
-    PartitionId, Position, Settlement, Source, SourceEvent, Token, Topic,
+    BatchOutcome, Delivery, Error, Failures, Group, Handler, Inbound, Key, Lease, LedgerLimits, Message,
+    Outcome, Owned, Ownership, PartitionId, Position, Settlement, Source, SourceEvent, Token, Topic,
 };
-use ebus_pool::{Handlers, Pool, PoolConfig};
+use ebus_pool::{Batch, Handlers, Pool, PoolConfig};
 
 use crate::runner::Benchmark;
 use crate::work::{KEYS, PARTITIONS, messages};
 
 const MESSAGES: usize = 8_000_000;
+const BATCH: usize = 256;
 
 /// The baseline of what has no broker.
 pub(crate) const QUEUES: &str =
@@ -25,6 +26,9 @@ pub(crate) const QUEUES: &str =
 
 /// The pool without a broker, and a handler that does nothing.
 pub(crate) struct PoolAlone;
+
+/// The same with a handler that takes them in batches.
+pub(crate) struct Batched;
 
 /// The same with a handler that waits, as one that asks a database does.
 pub(crate) struct Waiting {
@@ -92,7 +96,7 @@ impl Benchmark for Waiting {
             tokio::time::sleep(wait).await;
             Ok::<_, Infallible>(Outcome::Ack)
         });
-        handle(self.messages, config()?.with_max_in_flight(self.in_flight), handler).await
+        handle(self.messages, config()?.with_max_in_flight(self.in_flight), each(handler)?).await
     }
 
     async fn baseline(&mut self) -> Result<f64> {
@@ -125,7 +129,40 @@ impl Benchmark for PoolAlone {
 
     async fn ours(&mut self) -> Result<f64> {
         let handler = tower::service_fn(|_| std::future::ready(Ok::<_, Infallible>(Outcome::Ack)));
-        handle(MESSAGES, config()?, handler).await
+        handle(MESSAGES, config()?, each(handler)?).await
+    }
+
+    async fn baseline(&mut self) -> Result<f64> {
+        baseline(MESSAGES).await
+    }
+}
+
+#[async_trait]
+impl Benchmark for Batched {
+    fn name(&self) -> &'static str {
+        "pool-batch"
+    }
+
+    fn messages(&self) -> usize {
+        MESSAGES
+    }
+
+    fn work(&self) -> String {
+        format!("{MESSAGES} messages made beforehand, 10,000 keys, a handler that does nothing with batches")
+    }
+
+    fn ours_is(&self) -> String {
+        format!(
+            "Pool with its defaults, batches of at most {BATCH}, {PARTITIONS} partitions, a ledger for each"
+        )
+    }
+
+    fn baseline_is(&self) -> String {
+        QUEUES.to_owned()
+    }
+
+    async fn ours(&mut self) -> Result<f64> {
+        handle(MESSAGES, config()?, batched()?).await
     }
 
     async fn baseline(&mut self) -> Result<f64> {
@@ -218,11 +255,25 @@ fn config() -> Result<PoolConfig> {
     Ok(PoolConfig::new(Group::new("bench")?))
 }
 
+/// `handler`, for each message.
+pub(crate) fn each(handler: impl Handler) -> Result<Handlers> {
+    Ok(Handlers::new().on(Topic::new("bench")?, handler))
+}
+
+/// A handler that does nothing, with batches.
+pub(crate) fn batched() -> Result<Handlers> {
+    let handler = tower::service_fn(|batch: Vec<Delivery>| {
+        std::hint::black_box(&batch);
+        std::future::ready(Ok::<_, Infallible>(BatchOutcome::Each(Failures::new())))
+    });
+    Ok(Handlers::new().batch(Topic::new("bench")?, Batch::of(BATCH), handler))
+}
+
 /// Has `n` messages handled and settled; messages per second.
-pub(crate) async fn handle(n: usize, config: PoolConfig, handler: impl Handler) -> Result<f64> {
+pub(crate) async fn handle(n: usize, config: PoolConfig, handlers: Handlers) -> Result<f64> {
     let (source, all_done) = source(n);
     let begun = Instant::now();
-    let pool = Pool::start_with(Box::new(source), config, Handlers::new().on(Topic::new("bench")?, handler))?;
+    let pool = Pool::start_with(Box::new(source), config, handlers)?;
     all_done.await?;
     let rate = n as f64 / begun.elapsed().as_secs_f64();
     let report = pool.drain(Duration::from_secs(1)).await;
