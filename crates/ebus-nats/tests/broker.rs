@@ -5,6 +5,8 @@ use libtest_mimic::Trial;
 
 #[path = "broker/batches.rs"]
 mod batches;
+#[path = "broker/damage.rs"]
+mod damage;
 #[path = "broker/foreign.rs"]
 mod foreign;
 #[path = "broker/group.rs"]
@@ -36,6 +38,7 @@ fn main() {
     trials.extend(publish::trials());
     trials.extend(batches::trials());
     trials.extend(late::trials());
+    trials.extend(damage::trials());
     trials.extend(foreign::trials());
     trials.extend(odd::trials());
     trials.extend(
