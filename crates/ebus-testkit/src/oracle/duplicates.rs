@@ -3,17 +3,24 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::facts::{At, Facts, Run, Work, place};
+use super::facts::{At, Facts, Run, Work, place, work};
 use super::rules::nanos;
 use super::{Promise, Rules, Verdict};
-use crate::history::Kind;
+use crate::history::{Kind, Outcome};
 
 pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     let committed = commits(facts);
+    let settled = settled(facts);
     for run in &facts.runs {
         let Some(finished) = facts.finished.get(&run.work) else { continue };
-        // A dead letter that is redriven runs again because it is one.
-        let counts = |at: &&At| **at < run.start && !(run.redriven && facts.is_dead_letter(**at));
+        // A dead letter that is redriven runs again because it is one. Where keys are parked, it ends its message only once that is
+        // kept too, which the settlement shows: cancelled before, the message runs again.
+        let parks = rules.parks.contains(run.work.0);
+        let is_settled = |at: At| {
+            settled.get(&run.work).is_some_and(|all| all.iter().any(|s| (at..run.start).contains(s)))
+        };
+        let ends = |at: At| !facts.is_dead_letter(at) || !run.redriven && (!parks || is_settled(at));
+        let counts = |at: &&At| **at < run.start && ends(**at);
         let Some(&before) = finished.iter().rev().find(counts) else { continue };
         match excuse(facts, rules, &committed, run, before) {
             Ok(excuse) => {
@@ -34,6 +41,19 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
             ),
         }
     }
+}
+
+/// When a message was settled as finished.
+fn settled<'a>(facts: &Facts<'a>) -> HashMap<Work<'a>, Vec<At>> {
+    let mut settled: HashMap<_, Vec<At>> = HashMap::new();
+    for (at, event) in facts.events.iter().enumerate() {
+        if (event.kind, event.outcome) == (Kind::Settle, Some(Outcome::Finished))
+            && let Some(work) = work(event)
+        {
+            settled.entry(work).or_default().push(at);
+        }
+    }
+    settled
 }
 
 /// What the broker said that is committed, for each partition of a group.

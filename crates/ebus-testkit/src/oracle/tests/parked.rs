@@ -65,6 +65,22 @@ fn p6_redriven_twice_is_a_duplicate_but_for_a_crash() {
     finds(&handed_over.redriven("n", 2, "k", 0, Outcome::Ack), &rules(), &[(Promise::G6, 1)]);
 }
 
+/// Its dead letter was stored, and its owner let go before the list said so.
+#[test]
+fn p6_a_dead_letter_ends_its_message_when_it_is_settled() {
+    let letter = Script::new()
+        .stored("k", 0)
+        .assigned("m", 1)
+        .run("m", 1, "k", 0, Outcome::Reject)
+        .dead_letter("k", 0);
+    let next = |script: Script| {
+        script.released("m", 1, Outcome::Accepted).assigned("n", 2).run("n", 2, "k", 0, Outcome::Ack)
+    };
+    finds(&next(letter.clone()), &rules(), &[]);
+    finds(&next(letter.clone()), &Rules::new(), &[(Promise::G6, 1)]);
+    finds(&next(letter.settled("m", 1, 0)), &rules(), &[(Promise::G6, 1)]);
+}
+
 #[test]
 fn a_run_that_says_it_is_redriven_has_a_dead_letter() {
     let script = Script::new().stored("k", 0).assigned("m", 1).redriven("m", 1, "k", 0, Outcome::Ack);
