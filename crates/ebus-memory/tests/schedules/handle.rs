@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ebus_core::{Delivery, Error, ErrorKind, Outcome};
+use ebus_pool::dead_letter;
 use tower_service::Service;
 
 use crate::ON_PURPOSE;
@@ -27,6 +28,9 @@ impl Service<Delivery> for Planned {
 
     fn call(&mut self, delivery: Delivery) -> Self::Future {
         let fate = match key_and_version(delivery.message()) {
+            Some((key, version)) if delivery.headers().contains(dead_letter::ID) => {
+                self.0.fate_again(key, version)
+            }
             Some((key, version)) => self.0.fate(key, version),
             None => Fate::AtOnce,
         };

@@ -28,7 +28,17 @@ impl Member {
         let options = plan.options(SourceOptions::new(group(), vec![topic()]));
         let source = backend.source(options).await.expect("the broker takes members");
         let (frozen, freezes) = watch::channel(false);
-        let config = plan.pool(PoolConfig::new(group())).with_dead_letter(dead(), backend.publisher());
+        let mut config = plan.pool(PoolConfig::new(group())).with_dead_letter(dead(), backend.publisher());
+        if let Some(most) = plan.parks {
+            let parking = loop {
+                match backend.parking(&group()).await {
+                    Ok(parking) => break parking,
+                    // By fault injection: who starts then, starts again.
+                    Err(_) => broker.faults().parking_fails(&group(), None),
+                }
+            };
+            config = config.with_parked_keys(most).with_parking(parking, backend.clone());
+        }
         let handler = RecordedHandler::new(Planned(plan.clone()), history.clone(), &group(), name);
         let source = Box::new(Freezing { inner: source, freezes });
         let pool = Pool::start_with(source, config, Handlers::new().on(topic(), handler))

@@ -1,5 +1,7 @@
 //! What a seed decides before a schedule begins, and what each message will meet.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ebus_core::{LedgerLimits, SourceOptions};
@@ -71,6 +73,10 @@ pub(crate) struct Plan {
     pub(crate) commit_interval: Duration,
     revoke_within: Duration,
     limits: LedgerLimits,
+    /// Keys of dead letters are parked, at most so many in a partition.
+    pub(crate) parks: Option<usize>,
+    /// What is redriven does not fail any more.
+    pub(crate) healed: Arc<AtomicBool>,
 }
 
 impl Plan {
@@ -96,6 +102,8 @@ impl Plan {
                 1 => limits.with_max_position_len(random.within(81, 140) as usize),
                 _ => limits,
             },
+            parks: random.one_in(2).then(|| random.within(1, 4) as usize),
+            healed: Arc::default(),
         }
     }
 
@@ -111,6 +119,17 @@ impl Plan {
             .with_max_in_flight(self.max_in_flight.max(self.shards))
             .with_budget_messages(self.budget)
             .with_retry(RetryPolicy::fixed(self.retry).max_attempts(4))
+    }
+
+    /// Of a dead letter that is redriven: one in four fails again while nothing is healed.
+    pub(crate) fn fate_again(&self, key: u64, version: u64) -> Fate {
+        let random = &mut Random::new(!self.seed ^ mix(key << 32 | version));
+        match random.within(0, 7) {
+            0 | 1 if !self.healed.load(Ordering::Relaxed) => Fate::Rejected,
+            2 => Fate::Fails(1),
+            3 | 4 => Fate::After(random.millis(1, 50)),
+            _ => Fate::AtOnce,
+        }
     }
 
     /// Of version `version` of key `key`. One key is slow.

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ebus_core::{
-    Backend, Group, Message, PartitionId, Publish, PublishFuture, Publisher, ReadRange, Receipt, Topic,
-    TopicSpec,
+    Backend, ErrorKind, Group, Message, PartitionId, Publish, PublishFuture, Publisher, ReadRange, Receipt,
+    Topic, TopicSpec,
 };
 use ebus_memory::{Chaos, Fault, MemoryBroker, MemoryConfig};
 use ebus_testkit::history::{History, Kind};
@@ -39,6 +40,9 @@ pub(crate) const KINDS: &[&str] = &[
     "dead letters down",
     "replayed",
     "dead letters",
+    "redriven",
+    "asked",
+    "parking fails",
     "cancelled",
 ];
 
@@ -110,6 +114,9 @@ pub(crate) async fn run(plan: Plan) -> Result<Told, String> {
     if world.plan.commits_kept {
         rules = rules.commit_within(world.plan.commit_interval + Duration::from_millis(10));
     }
+    if world.plan.parks.is_some() {
+        rules = rules.parks(group().as_str());
+    }
     let verdict = judge(&events, &rules);
     let checked = match ended {
         Ok(()) => world.read_back(&events).await,
@@ -118,6 +125,7 @@ pub(crate) async fn run(plan: Plan) -> Result<Told, String> {
     if let (true, Ok(())) = (verdict.kept(), &checked) {
         world.count("replayed", verdict.replayed);
         world.count("dead letters", verdict.dead_letters);
+        world.count("redriven", verdict.redriven);
         world.count("messages", verdict.stored);
         world.count("runs", verdict.runs);
         return Ok(Told { tally: world.tally, trace: world.trace, verdict });
@@ -178,7 +186,39 @@ impl World {
         self.trace.push(format!("{:>9.3} ms {what} {more:?}", self.history.now_ns() as f64 / 1e6));
     }
 
+    /// Asks for a parked key, or for all.
+    async fn redrive(&mut self, all: bool) -> usize {
+        if self.plan.parks.is_none() {
+            return 0;
+        }
+        let below = self.control.inner().clone();
+        let parked = ebus_pool::parked_keys(&*below, &group(), &topic()).await.unwrap_or_default();
+        for parked in &parked {
+            if all || self.random.one_in(2) {
+                self.note("asked", &parked.key);
+                let _ = ebus_pool::redrive(&*below, &group(), &topic(), &parked.key).await;
+            }
+        }
+        parked.len()
+    }
+
+    fn parking_fails(&mut self) {
+        // What could not be kept of a redrive runs again after a crash.
+        if self.plan.parks.is_none() || self.plan.commits_kept {
+            return;
+        }
+        let fails = self.random.one_in(2).then_some(ErrorKind::Unavailable);
+        self.note("parking fails", fails);
+        self.broker.faults().parking_fails(&group(), fails);
+    }
+
     async fn step(&mut self) {
+        if self.random.one_in(6) {
+            self.redrive(false).await;
+        }
+        if self.random.one_in(12) {
+            self.parking_fails();
+        }
         match self.random.within(0, 99) {
             0..35 => self.publish().await,
             35..65 => {
@@ -318,6 +358,8 @@ impl World {
     async fn finish(&mut self) -> Result<(), String> {
         self.trace.push("calm".to_owned());
         self.chaos.calm();
+        self.plan.healed.store(true, Ordering::Relaxed);
+        self.broker.faults().parking_fails(&group(), None);
         self.dead_chaos.calm();
         for topic in [topic(), dead()] {
             let _ = self.broker.faults().delay_receipts(&topic, Duration::ZERO);
@@ -335,7 +377,8 @@ impl World {
         self.somebody_lives().await;
         let below = self.control.inner().clone();
         let ends = ends(&*below, self.plan.partitions).await;
-        while !is_finished(&*below, &ends).await {
+        // A message whose key found no place in the list waits for one.
+        while self.redrive(true).await > 0 || !is_finished(&*below, &ends).await {
             if tokio::time::Instant::now() > deadline {
                 let mut states = String::new();
                 for member in &self.members {
