@@ -77,22 +77,22 @@ impl NatsSource {
         self.jobs.push(Box::pin(async move {
             let connecting = async {
                 let connection = Connection::open(member.connection.config.clone(), "source").await?;
-                let store = Store::bind(connection.clone());
-                let hints = store.hints(&member.heartbeats()).await?;
-                Ok((connection, store, hints))
+                let hints = Store::bind(connection.clone()).hints(&member.heartbeats()).await?;
+                Ok(Box::new((connection, hints)))
             };
             Done::Connected(connecting.await)
         }));
     }
 
-    pub(crate) fn connected(&mut self, made: Result<(Connection, Store, Subscriber), Error>, now: Instant) {
+    pub(crate) fn connected(&mut self, made: Result<Box<(Connection, Subscriber)>, Error>, now: Instant) {
         self.connecting = false;
         match made {
-            Ok((connection, store, hints)) => {
+            Ok(made) => {
+                let (connection, hints) = *made;
                 self.generation = connection.generation();
                 self.link = link(connection.clone());
+                self.member.store = Store::bind(connection.clone());
                 self.member.connection = connection;
-                self.member.store = store;
                 self.balance.hear(hints);
                 self.read_anew(STUCK, now);
             }

@@ -28,7 +28,6 @@ use crate::group::{Claimed, Member, Outcome, Seen};
 use crate::part::{Leaving, Part, PartState};
 use crate::peers::Beaten;
 use crate::roster::{Leftover, Listing, Roster};
-use crate::store::Store;
 use crate::stream::TopicStream;
 
 /// What a future of the source came to.
@@ -45,7 +44,7 @@ pub(crate) enum Done {
     Listed(Result<Listing, Error>, u64),
     CleanedUp(Leftover, bool),
     /// In the place of a connection that has ended for good.
-    Connected(Result<(Connection, Store, Subscriber), Error>),
+    Connected(Result<Box<(Connection, Subscriber)>, Error>),
     Left,
 }
 
