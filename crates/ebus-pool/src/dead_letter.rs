@@ -10,7 +10,7 @@
 //! the topics that are consumed (Kafka: `max.message.bytes` of that topic; NATS: `max_msg_size` of the stream, with a
 //! `max_payload` of the server above that of the consumed streams), and it goes on by itself.
 
-use ebus_core::{Error, ErrorKind, Group, Message, PartitionId, Publish, Timestamp, Topic};
+use ebus_core::{Epoch, Error, ErrorKind, Group, Message, PartitionId, Publish, Timestamp, Topic};
 
 use crate::parked::ParkedKey;
 
@@ -75,6 +75,8 @@ pub(crate) struct Origin {
     pub(crate) group: Group,
     pub(crate) partition: PartitionId,
     pub(crate) offset: u64,
+    /// Under which it was given up.
+    pub(crate) epoch: Epoch,
 }
 
 /// The dead letter for `message`; `short` when a full one was too large.
@@ -111,7 +113,9 @@ pub(crate) fn letter(to: &Topic, origin: &Origin, message: &Message, why: &Obitu
         headers.append(CUT, "true");
     }
     let letter = message.clone().with_headers(headers);
-    Publish::new(to.clone(), letter).with_id(id)
+    // A broker that knows ids takes a second letter of the same ownership for the first. In a topic that was made anew offsets come
+    // again, and epochs do not: that is another message.
+    Publish::new(to.clone(), letter).with_id(format!("{id}/{}", origin.epoch))
 }
 
 pub(crate) fn floor_char_boundary(text: &str, most: usize) -> usize {
@@ -141,6 +145,7 @@ mod tests {
             group: Group::new("g").expect("legal"),
             partition: PartitionId::new(topic, 3),
             offset: 7,
+            epoch: Epoch(5),
         };
         let message = Message::new("body").with_key("k").with_header("own", "1");
         letter(&Topic::new("orders.dlq").expect("legal"), &origin, &message, &obituary(error), short)
@@ -167,7 +172,7 @@ mod tests {
             assert_eq!(headers.first_str(name), Some(value), "{name}");
         }
         assert!(!headers.contains(CUT));
-        assert_eq!(publish.id.as_deref(), Some("g/orders/3/7"));
+        assert_eq!(publish.id.as_deref(), Some("g/orders/3/7/5"));
     }
 
     /// Whoever reads the first value found the place of the first death.
@@ -180,6 +185,7 @@ mod tests {
             group: Group::new("g").expect("legal"),
             partition: PartitionId::new(topic.clone(), 0),
             offset: 9,
+            epoch: Epoch(6),
         };
         for _ in 0..3 {
             publish = letter(&topic, &origin, &publish.message, &obituary("boom".into()), false);

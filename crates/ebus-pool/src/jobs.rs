@@ -31,11 +31,13 @@ pub(crate) enum ToShard {
     Handle { topic: Topic, handling: Handling },
     /// This topic is given up: drop its handler once nothing of it is owned.
     GiveUp(Topic),
-    /// A parked key is redriven: hold its messages, and say when no dead letter of it is on its way any more.
-    Hold { owned: Owned, key: Key, held: oneshot::Sender<()> },
+    /// A parked key is redriven: hold its messages, and say when no dead letter of it is on its way any more, and which message
+    /// of this ownership was the last that became one.
+    Hold { owned: Owned, key: Key, held: oneshot::Sender<Option<u64>> },
     /// Run this dead letter of a key that is held, and say whether it was handled (true) or given up.
     Redrive { owned: Owned, letter: Letter, done: oneshot::Sender<bool> },
-    /// The redrive has ended. With an offset the key is free, and what is below is done; without, it is parked as before.
+    /// The redrive has ended. With an offset the key is free, and what is below is done and may be delivered again; without, it is
+    /// parked as before.
     Unhold { owned: Owned, key: Key, below: Option<u64> },
     /// What is running or failing longer than it should.
     Report(oneshot::Sender<ShardReport>),

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use ebus_core::{BatchHandler, Error, ErrorKind, Handler, Source, Topic};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::batch::Batch;
 use crate::config::PoolConfig;
 use crate::driver::{Control, Driver, ShardHandle};
 use crate::handlers::{Handlers, Handling, batches, each};
+use crate::parked::MOST_REDRIVES;
 use crate::shard::Shard;
 use crate::shared::Shared;
 use crate::slots::Slots;
@@ -66,6 +67,7 @@ impl Pool {
             slots: Slots::new(config.max_in_flight, shards),
             counters: AtomicCounters::default(),
             dead_letter_errors: Default::default(),
+            redrives: Arc::new(Semaphore::new(MOST_REDRIVES)),
             config,
         });
         let (to_driver, from_shards) = unbounded_channel();

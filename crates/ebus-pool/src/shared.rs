@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ebus_core::{Error, ErrorKind, Lease, Message, Receipt, Topic};
 use futures_util::FutureExt;
+use tokio::sync::Semaphore;
 
 use crate::config::PoolConfig;
 use crate::dead_letter::{Obituary, Origin, letter};
@@ -21,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) slots: Slots,
     pub(crate) counters: AtomicCounters,
     pub(crate) dead_letter_errors: DeadLetterErrors,
+    /// Places for redrives.
+    pub(crate) redrives: Arc<Semaphore>,
 }
 
 /// When to look again at a lease that has run out and may yet be moved on.

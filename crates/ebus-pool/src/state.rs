@@ -113,6 +113,9 @@ pub struct Counters {
     pub parked: u64,
     /// Dead letters of parked keys that were redriven to success.
     pub redriven: u64,
+    /// Messages settled without a run because they came again after they had been redriven, or had parked their key: as after a
+    /// crash, and when somebody sets the group's position back.
+    pub skipped: u64,
     /// Messages dropped because the user asked for it.
     pub dropped: u64,
     /// Runs cancelled at a hand-over or a loss.
@@ -129,6 +132,7 @@ pub(crate) struct AtomicCounters {
     pub(crate) dead_letters: AtomicU64,
     pub(crate) parked: AtomicU64,
     pub(crate) redriven: AtomicU64,
+    pub(crate) skipped: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) stale: AtomicU64,
@@ -143,6 +147,7 @@ impl AtomicCounters {
             dead_letters: self.dead_letters.load(Relaxed),
             parked: self.parked.load(Relaxed),
             redriven: self.redriven.load(Relaxed),
+            skipped: self.skipped.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
             stale: self.stale.load(Relaxed),

@@ -304,6 +304,116 @@ async fn p6_what_was_redriven_does_not_run_at_the_next_owner_either() {
     until("it is forgotten then", || world.letters.state().value.as_deref() == Some(empty)).await;
 }
 
+/// They were handled, and came again as dead letters that "never ran".
+#[tokio::test(start_paused = true)]
+async fn p8_what_was_handled_before_the_key_was_parked_is_no_dead_letter_when_it_comes_again() {
+    let mut world = world(&[2], 10);
+    let owned = world.script.assign(0);
+    world.deliver(owned, &["a", "a", "a", "a"]);
+    world.finished(4).await;
+    world.script.lose(owned);
+    let owned = world.script.assign(0);
+    world.script.rewind(owned, 0);
+    world.deliver(owned, &["a", "a", "a"]);
+    world.finished(7).await;
+    assert_eq!(world.letters.told(), letters(&[(2, "rejected"), (3, "parked")]));
+    assert_eq!(world.log.starts(), [0, 1, 2]);
+    assert_eq!(world.pool.counters().skipped, 3);
+}
+
+/// The second request was the same bytes as the first, and was removed with it.
+#[tokio::test(start_paused = true)]
+async fn p8_a_redrive_that_is_asked_for_as_the_one_before_stops_is_not_lost() {
+    let mut world = world(&[0], 10);
+    let owned = world.script.assign(0);
+    world.deliver(owned, &["a", "a"]);
+    world.finished(2).await;
+    world.letters.redrive("a").await.expect("it is parked");
+    until("it runs again", || world.log.starts().len() == 2).await;
+    let first = world.letters.state().requests[0].clone();
+    // Before the answer to the first one: the store has both.
+    world.letters.redrive("a").await.expect("it is parked");
+    assert_eq!(world.letters.state().requests.len(), 2, "they differ");
+    world.bad.set(&[]);
+    until("the first is answered", || !world.letters.state().requests.contains(&first)).await;
+    until("the second is done", || world.log.starts() == [0, 0, 0, 1] || world.log.starts() == [0, 0, 1])
+        .await;
+}
+
+/// All letters are gone, or stand elsewhere: nobody may take silence for the end.
+#[tokio::test(start_paused = true)]
+async fn p1_a_dead_letter_topic_that_was_made_anew_is_looked_through_and_what_is_missing_stops_the_redrive() {
+    let mut world = world(&[3], 10);
+    let owned = world.script.assign(0);
+    world.deliver(owned, &["b", "b", "b", "a", "a"]);
+    world.finished(5).await;
+    world.bad.set(&[]);
+    world.letters.state().letters.clear();
+    world.deliver(owned, &["a", "a"]);
+    world.finished(7).await;
+    assert_eq!(world.letters.told(), letters(&[(5, "parked"), (6, "parked")]), "in the new one");
+    world.letters.redrive("a").await.expect("it is parked");
+    world.redriven("a").await;
+    let of_a: Vec<_> = world.log.starts().into_iter().filter(|offset| *offset >= 3).collect();
+    assert_eq!(of_a, [3, 5, 6], "what is left runs, in order");
+
+    world.bad.set(&[7]);
+    world.deliver(owned, &["a", "a"]);
+    world.finished(9).await;
+    world.bad.set(&[]);
+    world.letters.state().letters.clear();
+    world.letters.redrive("a").await.expect("it is parked");
+    while !world.letters.parked().await[0].stopped {
+        tokio::time::sleep(MS).await;
+    }
+    let parked = &world.letters.parked().await[0];
+    assert!(parked.error.contains("missing"), "{}", parked.error);
+    assert_eq!(world.pool.state().await.trouble.map(|error| error.kind()), Some(ErrorKind::NotFound));
+    world.deliver(owned, &["a"]);
+    world.finished(10).await;
+    assert_eq!(world.log.starts().len(), 7, "the lane did not go on");
+}
+
+/// A copy from another cluster, or anybody's: its offset is not of this partition.
+#[tokio::test(start_paused = true)]
+async fn p1_a_letter_of_a_message_that_was_never_there_is_left_alone() {
+    let mut world = world(&[0], 10);
+    let owned = world.script.assign(0);
+    world.deliver(owned, &["a", "a"]);
+    world.finished(2).await;
+    world.bad.set(&[]);
+    world.letters.state().source_end = 2;
+    for offset in ["1000", "18446744073709551615"] {
+        let mut state = world.letters.state();
+        let mut copy = state.letters[1].clone();
+        copy.headers.remove(ebus_pool::dead_letter::OFFSET);
+        copy.headers.append(ebus_pool::dead_letter::OFFSET, offset);
+        state.letters.push(copy);
+    }
+    world.redriven("a").await;
+    world.deliver(owned, &["a"]);
+    world.finished(3).await;
+    assert_eq!(world.log.starts(), [0, 0, 1, 2]);
+}
+
+/// The broker took it for the letter of a topic's former life, and stored nothing.
+#[tokio::test(start_paused = true)]
+async fn p1_a_dead_letter_of_a_topic_made_anew_is_no_duplicate_of_the_old_one() {
+    let mut world = world(&[0], 10);
+    world.letters.state().ids = Some(Default::default());
+    let owned = world.script.assign(0);
+    world.deliver(owned, &["b"]);
+    world.finished(1).await;
+    world.script.lose(owned);
+    world.letters.state().value = None;
+    let owned = world.script.assign(0);
+    world.script.rewind(owned, 0);
+    world.deliver(owned, &["c"]);
+    world.finished(2).await;
+    let keys: Vec<_> = world.letters.state().letters.iter().map(|letter| letter.key.clone()).collect();
+    assert_eq!(keys, [Some("b".into()), Some("c".into())]);
+}
+
 /// Crashed in the middle of a redrive: the next owner goes on behind what was kept.
 #[tokio::test(start_paused = true)]
 async fn p6_crashed_while_redriving_only_what_was_not_kept_runs_again() {

@@ -31,6 +31,7 @@ impl Driver {
             group: self.shared.config.group.clone(),
             place,
             most,
+            redrives: self.shared.redrives.clone(),
             partition: assigned.partition.clone(),
             owned: assigned.owned,
             lanes: Lanes { shards, router: self.router.clone(), seed },

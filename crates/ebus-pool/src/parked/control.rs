@@ -1,6 +1,7 @@
 //! What a program may ask for that owns nothing: which keys are parked, and to redrive one.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ebus_core::{Backend, Error, ErrorKind, Group, Key, Parking, PartitionId, Topic};
 
@@ -30,7 +31,8 @@ pub async fn redrive(backend: &dyn Backend, group: &Group, topic: &Topic, key: &
     let mut found = false;
     // In two partitions, if the topic has got more of them.
     for parked in keys.iter().filter(|parked| parked.key == *key) {
-        let request = Request { key: key.clone(), offset: parked.offset };
+        let asked = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let request = Request { key: key.clone(), offset: parked.offset, asked };
         parking.ask(&parked.partition, request.encode()).await?;
         found = true;
     }

@@ -3,7 +3,7 @@
 //! It claims the list before the ownership begins in any shard, is the only one that writes it, and redrives. One write is
 //! under way at a time; what is asked for meanwhile goes into the next one together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use ebus_core::{Backend, Error, ErrorKind, Key, Owned, Parking, PartitionId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::ParkedKey;
@@ -26,8 +26,8 @@ use crate::route::Router;
 
 /// How often requests are looked for while there are parked keys.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Keys of a partition that are redriven at once: each reads ahead.
-const MOST_REDRIVES: usize = 16;
+/// Keys that a pool redrives at once: each reads by itself, and what it reads is in no budget.
+pub(crate) const MOST_REDRIVES: usize = 16;
 /// The longest wait before a call that failed is made again.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
@@ -64,6 +64,8 @@ pub(crate) struct KeeperParts {
     pub(crate) group: ebus_core::Group,
     pub(crate) place: ParkingPlace,
     pub(crate) most: usize,
+    /// Redrives of the whole pool.
+    pub(crate) redrives: Arc<Semaphore>,
     pub(crate) partition: PartitionId,
     pub(crate) owned: Owned,
     pub(crate) lanes: Lanes,
@@ -76,6 +78,8 @@ pub(crate) struct Keeper {
     room: Arc<Room>,
     set: ParkedSet,
     places: HashMap<Key, Place>,
+    /// What this ownership found parked: of these the source may deliver again what was redriven.
+    inherited: HashSet<Key>,
     redriving: HashMap<Key, Bytes>,
     redrives: FuturesUnordered<Redriving>,
     /// Changes that wait to be kept.
@@ -93,6 +97,7 @@ impl Keeper {
             room,
             set: ParkedSet::default(),
             places: HashMap::new(),
+            inherited: HashSet::new(),
             redriving: HashMap::new(),
             redrives: FuturesUnordered::new(),
             waiting: Vec::new(),
@@ -157,6 +162,7 @@ impl Keeper {
         for parked in self.set.parked() {
             let place = self.room.count(&parked.key, &parked.letters.topic);
             self.places.insert(parked.key.clone(), place);
+            self.inherited.insert(parked.key.clone());
         }
         let keys = self.set.iter().cloned().collect();
         let _ = self.parts.driver.send(FromKeeper::Claimed { owned, keys });
@@ -250,9 +256,14 @@ impl Keeper {
                 self.letters().clone(),
                 self.parts.lanes.clone(),
             );
+            let places = self.parts.redrives.clone();
             self.redriving.insert(request.key.clone(), text);
             let key = request.key;
-            self.redrives.push(Box::pin(async move { (key, future.await) }));
+            self.redrives.push(Box::pin(async move {
+                // The pool closes it never.
+                let _place = places.acquire_owned().await;
+                (key, future.await)
+            }));
         }
     }
 
@@ -268,14 +279,26 @@ impl Keeper {
         let mut below = None;
         match redriven {
             Redriven::All(offset) => {
-                if let Some(parked) = self.set.get_mut(key) {
+                // Parked in this ownership, all of it was delivered and settled before.
+                let inherited = self.inherited.remove(key);
+                if !inherited {
+                    self.set.remove(key);
+                } else if let Some(parked) = self.set.get_mut(key) {
                     parked.finish(offset);
                 }
                 self.save().await;
                 self.places.remove(key);
                 self.answer(&request).await;
                 tracing::info!(group = %self.parts.group, partition = %self.parts.partition, %key, "key redriven");
-                below = Some(offset);
+                below = Some(if inherited { offset } else { 0 });
+            }
+            Redriven::Unseen { letter, error } => {
+                if let Some(parked) = self.set.get_mut(key) {
+                    parked.stop(letter, &error.chain());
+                }
+                self.save().await;
+                self.answer(&request).await;
+                self.trouble(error, "a key stays parked, because not all of its dead letters were found");
             }
             Redriven::Stopped => self.answer(&request).await,
             Redriven::Failed(error) => {
@@ -285,6 +308,10 @@ impl Keeper {
         }
         let owned = self.parts.owned;
         self.parts.lanes.tell(key, ToShard::Unhold { owned, key: key.clone(), below });
+        if below.is_some() {
+            // Others may have waited for it to end.
+            self.look().await;
+        }
     }
 }
 

@@ -19,4 +19,4 @@ pub use control::{parked_keys, redrive};
 pub use key::ParkedKey;
 
 pub(crate) use handle::{Change, KeeperHandle};
-pub(crate) use keeper::{FromKeeper, Keeper, KeeperParts, Lanes};
+pub(crate) use keeper::{FromKeeper, Keeper, KeeperParts, Lanes, MOST_REDRIVES};

@@ -145,21 +145,29 @@ fn parse(text: &[u8], home: &PartitionId) -> Option<ParkedSet> {
     (set.0.len() == count).then_some(set)
 }
 
-/// Who asks for what: the key, and the message that parked it, so that a late request means no later parking.
+/// Who asks for what: the key, and the message that parked it, so that a late request means no later parking. And when, so
+/// that the answer to one request is none to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) key: Key,
     pub(crate) offset: u64,
+    /// Nanoseconds since 1970.
+    pub(crate) asked: u128,
 }
 
 impl Request {
     pub(crate) fn encode(&self) -> Bytes {
-        format!("redrive {} {}", escaped(self.key.as_bytes()), self.offset).into()
+        format!("redrive {} {} {}", escaped(self.key.as_bytes()), self.offset, self.asked).into()
     }
 
     pub(crate) fn decode(text: &[u8]) -> Option<Self> {
-        let (key, offset) = std::str::from_utf8(text).ok()?.strip_prefix("redrive ")?.split_once(' ')?;
-        Some(Self { key: Key::new(unescaped(key)?), offset: offset.parse().ok()? })
+        let text = std::str::from_utf8(text).ok()?.strip_prefix("redrive ")?;
+        let [key, offset, asked] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        Some(Self {
+            key: Key::new(unescaped(key)?),
+            offset: offset.parse().ok()?,
+            asked: asked.parse().ok()?,
+        })
     }
 }
 

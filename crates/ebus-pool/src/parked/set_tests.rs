@@ -125,8 +125,8 @@ proptest! {
     }
 
     #[test]
-    fn a_request_survives_its_text(key in key(), offset in any::<u64>()) {
-        let request = Request { key: Key::new(key), offset };
+    fn a_request_survives_its_text(key in key(), offset in any::<u64>(), asked in any::<u128>()) {
+        let request = Request { key: Key::new(key), offset, asked };
         prop_assert_eq!(Request::decode(&request.encode()), Some(request));
     }
 }

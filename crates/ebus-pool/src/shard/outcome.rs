@@ -44,9 +44,10 @@ impl Shard {
             }
             Some(Ended::Outcome(Outcome::Ack)) => match self.lanes[lane].phase {
                 Phase::DeadLetter { .. } => {
-                    let counters = &self.shared.counters;
-                    counters.dead_letters.fetch_add(1, Relaxed);
-                    counters.parked.fetch_add(u64::from(self.lanes[lane].head.attempts == 0), Relaxed);
+                    self.shared.counters.dead_letters.fetch_add(1, Relaxed);
+                    if self.lanes[lane].head.attempts == 0 {
+                        self.followed(lane);
+                    }
                     self.advance(lane, Settlement::Finished);
                 }
                 Phase::Keeping { .. } => self.kept_redriven(lane),
@@ -58,7 +59,7 @@ impl Shard {
             },
             Some(Ended::Parked(parked)) => {
                 self.shared.counters.dead_letters.fetch_add(1, Relaxed);
-                self.parked_now(owned, parked);
+                self.parked_now(owned, *parked);
                 self.advance(lane, Settlement::Finished);
             }
             Some(Ended::Outcome(Outcome::Reject { error })) => self.give_up(lane, error, "rejected"),
@@ -158,8 +159,12 @@ impl Shard {
             };
             parks = Some((parked.keeper.clone(), key.clone(), place));
         }
-        let origin =
-            Origin { group: config.group.clone(), partition: PartitionId::clone(&tenure.partition), offset };
+        let origin = Origin {
+            group: config.group.clone(),
+            partition: PartitionId::clone(&tenure.partition),
+            offset,
+            epoch: owned.epoch,
+        };
         let (message, lease) = (head.job.message.clone(), tenure.lease.clone());
         self.note_failure(lane, error);
         let head = &self.lanes[lane].head;

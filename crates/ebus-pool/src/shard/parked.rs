@@ -26,11 +26,18 @@ pub(super) struct Parked {
 /// What becomes of the messages of a key.
 enum State {
     /// They follow into the dead-letter topic.
-    Parked(Box<ParkedKey>),
+    Parked(Box<Here>),
     /// They wait: it is being redriven. Who waits for a letter that is on its way.
-    Held(Box<ParkedKey>, Option<oneshot::Sender<()>>),
+    Held(Box<Here>, Option<oneshot::Sender<Option<u64>>>),
     /// It was redriven: those below this offset are done, the others run.
     Done(u64),
+}
+
+/// A parked key in this ownership.
+struct Here {
+    key: ParkedKey,
+    /// The last message whose letter has its receipt, of this ownership: a redrive that has not seen it has not seen all.
+    last: Option<u64>,
 }
 
 impl Parked {
@@ -38,7 +45,8 @@ impl Parked {
         let keys = here.keys.into_iter();
         let keys = keys.map(|parked| {
             let (key, done, below) = (parked.key.clone(), parked.done, parked.redriven.0);
-            (key, if done { State::Done(below) } else { State::Parked(Box::new(parked)) })
+            let here = || Box::new(Here { key: parked, last: None });
+            (key, if done { State::Done(below) } else { State::Parked(here()) })
         });
         Self { keeper: here.keeper, keys: keys.collect() }
     }
@@ -85,8 +93,13 @@ impl Shard {
             Some(State::Held(..)) => Turn::Wait,
             Some(State::Done(below)) if job.token.offset() < *below => Turn::Done,
             Some(State::Done(_)) => Turn::RunFreed,
-            // The list is written after the letter of this one.
-            Some(State::Parked(key)) if job.token.offset() == key.offset => Turn::Done,
+            // The list is written after the letter of the message that parked it; what is below had been handled by then, or was
+            // redriven since.
+            Some(State::Parked(here))
+                if job.token.offset() < here.key.redriven.0.max(here.key.offset + 1) =>
+            {
+                Turn::Done
+            }
             Some(State::Parked(_)) => Turn::Follow,
         }
     }
@@ -110,6 +123,7 @@ impl Shard {
                     return false;
                 }
                 Turn::Done => {
+                    self.shared.counters.skipped.fetch_add(1, Relaxed);
                     let Some(next) = self.lanes[lane].queue.pop_front() else {
                         self.advance(lane, Settlement::Finished);
                         return false;
@@ -136,7 +150,7 @@ impl Shard {
         let head = &self.lanes[lane].head;
         let owned = head.job.token.owned();
         let Some(tenure) = self.tenures[owned.slot.index()].as_ref() else { return };
-        let Some(State::Parked(parked)) =
+        let Some(State::Parked(here)) =
             tenure.parked.as_ref().and_then(|parked| parked.of(&head.job.message))
         else {
             return;
@@ -150,16 +164,17 @@ impl Shard {
             group: shared.config.group.clone(),
             partition: PartitionId::clone(&tenure.partition),
             offset,
+            epoch: owned.epoch,
         };
-        let why = Obituary::parked(parked);
-        let letters = parked.letters.clone();
+        let why = Obituary::parked(&here.key);
+        let letters = here.key.letters.clone();
         let (message, lease) = (head.job.message.clone(), tenure.lease.clone());
         let run = async move {
             let receipt = shared.publish_dead_letter(&letters.topic, &origin, &message, &why, lease).await;
             if receipt.partition != letters.partition {
                 tracing::error!(partition = %origin.partition, offset, key = ?message.key, first = %letters,
-                    now = receipt.partition, "the dead letters of a parked key are in two partitions, of which only the first \
-                    is redriven: the number of partitions of the dead-letter topic must not change");
+                    now = receipt.partition, "the dead letters of a parked key are in two partitions, and a redrive will stop \
+                    before it: the number of partitions of the dead-letter topic must not change");
             }
             Ended::Outcome(Outcome::Ack)
         };
@@ -179,27 +194,39 @@ impl Shard {
     }
 
     /// A letter has its receipt, and its key is parked from now on.
-    pub(super) fn parked_now(&mut self, owned: Owned, parked: Box<ParkedKey>) {
+    pub(super) fn parked_now(&mut self, owned: Owned, parked: ParkedKey) {
         tracing::warn!(group = %self.shared.config.group, key = %parked.key, offset = parked.offset,
             dead_letters = %parked.letters, "key parked: its messages go to the dead-letter topic until it is redriven");
         if let Some(here) = self.parked_mut(owned) {
-            here.keys.insert(parked.key.clone(), State::Parked(parked));
+            let (key, last) = (parked.key.clone(), Some(parked.offset));
+            here.keys.insert(key, State::Parked(Box::new(Here { key: parked, last })));
+        }
+    }
+
+    /// The letter of a head that follows has its receipt.
+    pub(super) fn followed(&mut self, lane: usize) {
+        self.shared.counters.parked.fetch_add(1, Relaxed);
+        let job = &self.lanes[lane].head.job;
+        let (owned, offset, key) = (job.token.owned(), job.token.offset(), job.message.key.clone());
+        let state = key.and_then(|key| self.parked_mut(owned)?.keys.get_mut(&key));
+        if let Some(State::Parked(here) | State::Held(here, _)) = state {
+            here.last = Some(offset);
         }
     }
 
     /// No letter of this key is on its way any more.
     pub(super) fn letter_ended(&mut self, owned: Owned, key: Option<&Key>) {
         let Some(parked) = key.and_then(|key| self.parked_mut(owned)?.keys.get_mut(key)) else { return };
-        if let State::Held(_, held) = parked
+        if let State::Held(here, held) = parked
             && let Some(held) = held.take()
         {
             // A redrive that was cancelled does not wait any more.
-            let _ = held.send(());
+            let _ = held.send(here.last);
         }
     }
 
     /// Holds a parked key. Whoever asks is not answered if that cannot be.
-    pub(super) fn hold(&mut self, owned: Owned, key: &Key, held: oneshot::Sender<()>) {
+    pub(super) fn hold(&mut self, owned: Owned, key: &Key, held: oneshot::Sender<Option<u64>>) {
         let on_its_way = self.lanes.iter().any(|(_, lane)| {
             matches!(lane.phase, Phase::DeadLetter { .. })
                 && lane.head.job.token.owned() == owned
@@ -214,7 +241,7 @@ impl Shard {
                 let waits = if on_its_way {
                     Some(held)
                 } else {
-                    let _ = held.send(());
+                    let _ = held.send(parked.last);
                     None
                 };
                 here.keys.insert(key.clone(), State::Held(parked, waits));
@@ -228,6 +255,7 @@ impl Shard {
     pub(super) fn unhold(&mut self, owned: Owned, key: &Key, below: Option<u64>) {
         let Some(here) = self.parked_mut(owned) else { return };
         match (here.keys.remove(key), below) {
+            (Some(_), Some(0)) => {}
             (Some(_), Some(below)) => drop(here.keys.insert(key.clone(), State::Done(below))),
             (Some(State::Held(parked, _)), None) => {
                 here.keys.insert(key.clone(), State::Parked(parked));

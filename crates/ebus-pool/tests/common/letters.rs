@@ -17,7 +17,6 @@ use ebus_pool::{ParkedKey, PoolConfig, dead_letter, parked_keys};
 #[derive(Clone, Default)]
 pub struct Letters(Arc<Mutex<State>>);
 
-#[derive(Default)]
 pub struct State {
     /// What is stored.
     pub letters: Vec<Message>,
@@ -33,6 +32,28 @@ pub struct State {
     /// Reading letters fails.
     pub read_fails: bool,
     pub max_bytes: Option<usize>,
+    /// Where the partition ends that is consumed.
+    pub source_end: u64,
+    /// Ids of what was published lately: the same again is not stored.
+    pub ids: Option<BTreeMap<String, u64>>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            letters: Vec::new(),
+            value: None,
+            epoch: 0,
+            requests: Vec::new(),
+            store_fails: None,
+            publish_fails: false,
+            kept: 0,
+            read_fails: false,
+            max_bytes: None,
+            source_end: 1 << 40,
+            ids: None,
+        }
+    }
 }
 
 pub fn dead_topic() -> Topic {
@@ -66,8 +87,15 @@ impl Letters {
         if state.publish_fails {
             return Err(failed(ErrorKind::Unavailable));
         }
+        let place = state.letters.len() as u64;
+        if let (Some(ids), Some(id)) = (&mut state.ids, publish.id) {
+            if let Some(first) = ids.get(&id) {
+                return Ok(Receipt::new(publish.topic, 0, *first).with_duplicate(true));
+            }
+            ids.insert(id, place);
+        }
         state.letters.push(publish.message);
-        Ok(Receipt::new(publish.topic, 0, state.letters.len() as u64 - 1))
+        Ok(Receipt::new(publish.topic, 0, place))
     }
 
     /// Of each letter the offset of its message and the reason.
@@ -180,7 +208,8 @@ impl Backend for Letters {
         if state.read_fails && *topic == dead_topic() {
             return Err(failed(ErrorKind::Unavailable));
         }
-        let end = NextOffset(state.letters.len() as u64);
+        let end = if *topic == dead_topic() { state.letters.len() as u64 } else { state.source_end };
+        let end = NextOffset(end);
         Ok(TopicInfo::new(topic.clone(), vec![PartitionInfo { earliest: 0, end }]))
     }
 
