@@ -88,7 +88,7 @@ impl LeftOut {
         let mut all = Failures::new();
         for (place, outcome) in failures.into_vec() {
             // A place that is not there stays one.
-            let missing = || messages + (place - self.places.len());
+            let missing = || messages.saturating_add(place - self.places.len());
             all.add(self.places.get(place).copied().unwrap_or_else(missing), outcome);
         }
         for (place, outcome) in self.rejected {

@@ -58,6 +58,7 @@ async fn judge(given: UnboundedSender<Vec<u64>>, orders: Vec<Event<OrderPlaced>>
         match order.total {
             0 => failures.add(place, HandlerError::permanent("nothing to charge")),
             1 => failures.add(place, HandlerError::retry("not yet")),
+            7 => failures.add(usize::MAX, HandlerError::retry("an index that went below 0")),
             8 => failures.add(orders.len() + 2, HandlerError::retry("nobody")),
             9 => return Err(HandlerError::permanent("the batch is too strange")),
             _ => {}
@@ -102,8 +103,11 @@ async fn c06_what_cannot_be_decoded_is_rejected_with_what_follows_of_its_key_hel
 async fn p8_a_place_that_is_not_there_is_passed_on_as_such() {
     let (given, _batches) = unbounded_channel();
     let orders = vec![Message::new("{").with_key("a"), order("b", 8)];
-    let outcome = run(typed(judge).with(given), orders).await;
+    let outcome = run(typed(judge).with(given.clone()), orders).await;
     assert_eq!(said(outcome), [(0, "undecodable"), (4, "retry")], "the pool tells it");
+    let orders = vec![Message::new("{").with_key("a"), order("b", 7)];
+    let outcome = run(typed(judge).with(given), orders).await;
+    assert_eq!(said(outcome), [(0, "undecodable"), (usize::MAX, "retry")]);
 }
 
 #[tokio::test]
