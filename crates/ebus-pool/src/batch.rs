@@ -18,6 +18,14 @@ use crate::config::PoolConfig;
 /// # let _ = batch;
 /// ```
 ///
+/// While the budget of the pool is nearly full, or one of its partitions is not read because it holds too much, what has gathered
+/// waits for nothing: a long age does not slow a backlog down. (What one unfinished message may hold up in its partition,
+/// `max_span`, is the source's: a batch of more messages than that fills only from several partitions.)
+///
+/// # What is together waits together
+/// All keys of a batch go on when the batch has ended: a handler that is slow with one message, or hangs, holds them all. If
+/// that can be, put a time-out around it; what it cuts off runs again message by message.
+///
 /// # Order within a batch
 /// Several messages of one key may be in one batch. When one of them fails, those of its key behind it count as not begun, and
 /// run again after it, whatever the handler says of them. So order per key (G2) holds for a handler that does a batch as a

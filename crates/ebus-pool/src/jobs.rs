@@ -29,6 +29,8 @@ pub(crate) enum ToShard {
     Cancel(Vec<Owned>),
     /// Handles this topic from now on.
     Handle { topic: Topic, handling: Handling },
+    /// What has gathered for batches is looked at again: it waits for nothing from now on.
+    Press,
     /// This topic is given up: drop its handler once nothing of it is owned.
     GiveUp(Topic),
     /// A parked key is redriven: hold its messages, and say when no dead letter of it is on its way any more, and which message

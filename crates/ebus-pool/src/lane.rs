@@ -84,3 +84,23 @@ impl Head {
         Self { job, since, attempts: 0, failure: None }
     }
 }
+
+/// A lane's key is a hash already.
+pub(crate) type LaneHash = std::hash::BuildHasherDefault<KeyIsHash>;
+
+#[derive(Default)]
+pub(crate) struct KeyIsHash(u64);
+
+impl std::hash::Hasher for KeyIsHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        debug_assert!(false, "lane keys are u64, not {bytes:?}");
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}

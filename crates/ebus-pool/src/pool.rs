@@ -68,6 +68,7 @@ impl Pool {
             counters: AtomicCounters::default(),
             dead_letter_errors: Default::default(),
             redrives: Arc::new(Semaphore::new(MOST_REDRIVES)),
+            press: AtomicBool::new(false),
             config,
         });
         let (to_driver, from_shards) = unbounded_channel();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) dead_letter_errors: DeadLetterErrors,
     /// Places for redrives.
     pub(crate) redrives: Arc<Semaphore>,
+    /// What gathers for batches shall wait for nothing.
+    pub(crate) press: AtomicBool,
 }
 
 /// When to look again at a lease that has run out and may yet be moved on.

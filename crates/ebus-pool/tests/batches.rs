@@ -72,6 +72,23 @@ async fn a_full_batch_waits_for_nothing() {
     assert_eq!(seen.offsets()[2..], [vec![8, 9], vec![10], vec![11]], "one that is too large goes by itself");
 }
 
+/// Each of eight shards gathered its part of a full budget, nothing more was read, and all waited for their age, again and again.
+#[tokio::test(start_paused = true)]
+async fn p5_what_gathers_does_not_stop_the_intake_of_a_backlog() {
+    let (mut script, source) = script();
+    let batch = Batch::of(500).max_age(Duration::from_secs(60));
+    let config = one_shard().with_shards(8).with_budget_messages(1_000);
+    let (_pool, seen) = pool_that_says(source, config, batch, |_| DONE);
+    let owned = script.assign(0);
+    for i in 0..5_000 {
+        script.deliver(owned, Some(&format!("k{i}")));
+    }
+    until("all but the last are done", || script.finished().len() >= 4_000).await;
+    assert!(seen.since.elapsed() < Duration::from_secs(10), "{:?}", seen.since.elapsed());
+    let batches = seen.given().len();
+    assert!(batches < 1_000, "{batches} batches of 4,000 messages");
+}
+
 #[tokio::test(start_paused = true)]
 async fn p2_messages_of_a_key_stand_together_and_in_order() {
     let (mut script, source) = script();

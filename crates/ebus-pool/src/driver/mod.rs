@@ -26,6 +26,7 @@ use crate::state::{DrainReport, Left, PoolState};
 
 mod ending;
 mod finish;
+mod intake;
 mod parked;
 mod state;
 
@@ -109,6 +110,8 @@ pub(crate) struct Driver {
     partitions: Vec<Option<Partition>>,
     owned_count: usize,
     any_over_share: bool,
+    /// Some topic is handled in batches, or was.
+    in_batches: bool,
     endings: Endings,
     /// Ended for a drain, not released.
     drained: HashSet<Owned>,
@@ -156,6 +159,7 @@ impl Driver {
             partitions: Vec::new(),
             owned_count: 0,
             any_over_share: false,
+            in_batches: false,
             endings: Endings::default(),
             drained: HashSet::new(),
             topics: Vec::new(),
@@ -203,6 +207,7 @@ impl Driver {
                 }
                 grace.run(self.endings.all_cancelled());
             }
+            self.press_batches();
             let (room, rested) = self.room();
             let wake = self.endings.next_cancel().into_iter().chain(grace.next).chain(rested).min();
             tokio::select! {
@@ -239,20 +244,8 @@ impl Driver {
         }
     }
 
-    /// How many messages to read now; and when to ask again, if that is none for a moment.
-    fn room(&self) -> (usize, Option<Instant>) {
-        if self.draining.is_some() {
-            return (0, None);
-        }
-        let room = self.budget.room();
-        if room == 0 || !self.budget.is_nearly_full() {
-            return (room, None);
-        }
-        let rested = self.last_read + REST;
-        if Instant::now() < rested { (0, Some(rested)) } else { (room, None) }
-    }
-
-    fn handle(&self, topic: &Topic, handlings: Vec<Handling>) {
+    fn handle(&mut self, topic: &Topic, handlings: Vec<Handling>) {
+        self.in_batches |= handlings.iter().any(|handling| matches!(handling, Handling::Batches(..)));
         for (shard, handling) in self.shards.iter().zip(handlings) {
             shard.tell(ToShard::Handle { topic: topic.clone(), handling });
         }

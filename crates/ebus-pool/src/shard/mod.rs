@@ -21,7 +21,7 @@ use tokio_util::time::DelayQueue;
 
 use crate::handlers::Handling;
 use crate::jobs::{FromShard, Job, ToShard};
-use crate::lane::{Head, Lane, Phase, now};
+use crate::lane::{Head, Lane, LaneHash, Phase, now};
 use crate::pace::Pace;
 use crate::run::{OfLane, Run};
 use crate::runner::{Ended, PendingRun, Runner, drop_guarded};
@@ -72,26 +72,6 @@ pub(crate) struct Shard {
     handled: u64,
     /// The route that is looked at first, so that none waits behind another for ever.
     next_route: usize,
-}
-
-/// A lane's key is a hash already.
-type LaneHash = std::hash::BuildHasherDefault<KeyIsHash>;
-
-#[derive(Default)]
-struct KeyIsHash(u64);
-
-impl std::hash::Hasher for KeyIsHash {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        debug_assert!(false, "lane keys are u64, not {bytes:?}");
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
 }
 
 /// A topic's handler and the lanes that wait for a slot or for its readiness.
@@ -301,6 +281,8 @@ impl Shard {
                     Handling::Batches(batch, runner) => route.batches = Some(Batches::new(batch, runner)),
                 }
             }
+            // It is what wakes the shard; the flag is read where it counts.
+            ToShard::Press => {}
             ToShard::GiveUp(topic) => {
                 let route = self.route(&topic);
                 self.routes[route].given_up = true;

@@ -1,6 +1,7 @@
 //! What a topic's handler gets next: lanes gather until it is time (G4).
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering::SeqCst;
 use std::task::Context;
 use std::time::Instant;
 
@@ -93,9 +94,9 @@ impl Shard {
             self.routes[route].ready.pop_front();
             return true;
         }
-        let at = self.now;
+        let (at, press) = (self.now, self.shared.press.load(SeqCst));
         let Some(batches) = &mut self.routes[route].batches else { return false };
-        if batches.is_due(at, cx) {
+        if (press && !batches.gathered.is_empty()) || batches.is_due(at, cx) {
             return self.start_batch(route, cx);
         }
         alone.is_some_and(|lane| self.start_alone(route, lane, cx))
