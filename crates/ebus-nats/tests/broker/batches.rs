@@ -163,7 +163,7 @@ async fn alone(url: String) -> Tested {
     create(&backend, &topic, 4).await?;
     let watch = Watch::start(&url, &topic).await.map_err(|why| why.to_string())?;
     let sent = publish(&backend, &topic, "a", 0..20_000).await?;
-    assert_eq!(failures(&sent), 0);
+    assert_eq!(failures(&sent), 0, "{:?}", sent.iter().find_map(|sent| sent.result.as_ref().err()));
     check(&backend, &topic, &sent).await?;
     assert!(watch.hears_more_than(10).await, "{} batches", watch.batches());
     Ok(())
