@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use common::batches::*;
 use common::*;
-use ebus_core::{BatchOutcome, Delivery, ErrorKind, Lease, Outcome};
+use ebus_core::{
+    BatchOutcome, Delivery, Epoch, ErrorKind, Lease, Outcome, PartitionId, Position, SourceEvent, Topic,
+};
 use ebus_pool::{Batch, Handlers, Pool};
 use tokio::time::Instant;
 
@@ -87,6 +89,41 @@ async fn p5_what_gathers_does_not_stop_the_intake_of_a_backlog() {
     assert!(seen.since.elapsed() < Duration::from_secs(10), "{:?}", seen.since.elapsed());
     let batches = seen.given().len();
     assert!(batches < 1_000, "{batches} batches of 4,000 messages");
+}
+
+/// To gather was a topic's turn, and the slot went to the other one each time.
+#[tokio::test(start_paused = true)]
+async fn p4_a_topic_in_batches_gets_its_slot_beside_a_busy_one() {
+    let (mut script, source) = script();
+    let seen = Seen::new();
+    let noted = seen.clone();
+    let quick = in_batches(move |batch| {
+        noted.note(&batch);
+        async { DONE }
+    });
+    let busy = handler(|_| async {
+        tokio::time::sleep(2 * MS).await;
+        Outcome::Ack
+    });
+    let other = Topic::new("others").expect("legal");
+    let handlers =
+        Handlers::new().on(topic(), busy).batch(other.clone(), Batch::of(1_000).max_age(10 * MS), quick);
+    let _pool = Pool::start_with(source, one_shard().with_max_in_flight(1), handlers).expect("valid");
+    let backlog = script.assign(0);
+    let id = PartitionId::new(other, 0);
+    let assigned = script.ownership().assign(id, Epoch(1), &Position::default(), Lease::unlimited());
+    let batched = assigned.owned;
+    script.send(SourceEvent::Assigned { owned: vec![assigned] });
+    for i in 0..1_000 {
+        script.deliver(backlog, Some(&format!("a{i}")));
+    }
+    for i in 0..200 {
+        script.deliver(batched, Some(&format!("b{i}")));
+        tokio::time::sleep(MS).await;
+    }
+    let given = seen.given();
+    assert!(given.len() >= 12, "{} batches in 200 ms", given.len());
+    assert!(given.iter().all(|given| given.messages.len() <= 20), "{given:?}");
 }
 
 #[tokio::test(start_paused = true)]

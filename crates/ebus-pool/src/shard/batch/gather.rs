@@ -80,20 +80,20 @@ impl Batches {
 }
 
 impl Shard {
-    /// Goes one step on with a topic that is handled in batches; false when nothing can be done now.
+    /// Starts a run of a topic that is handled in batches; false when none can start now. What is ready gathers first: that takes
+    /// no slot, so it must not count as the topic's turn, or another topic would have every slot.
     pub(in crate::shard) fn batch_one(&mut self, route: usize, cx: &mut Context<'_>) -> bool {
-        let front = self.routes[route].ready.front().copied();
-        // A dead letter that is redriven has failed before: it takes no others with it.
-        let alone = front.filter(|lane| {
-            let lane = &self.lanes[*lane];
-            lane.alone > 0 || lane.redrive.is_some()
-        });
-        if let (Some(lane), None) = (front, alone)
-            && self.gather(route, lane)
-        {
+        let alone = loop {
+            let Some(lane) = self.routes[route].ready.front().copied() else { break None };
+            // A dead letter that is redriven has failed before: it takes no others with it.
+            if self.lanes[lane].alone > 0 || self.lanes[lane].redrive.is_some() {
+                break Some(lane);
+            }
+            if !self.gather(route, lane) {
+                break None;
+            }
             self.routes[route].ready.pop_front();
-            return true;
-        }
+        };
         let (at, press) = (self.now, self.shared.press.load(SeqCst));
         let Some(batches) = &mut self.routes[route].batches else { return false };
         if (press && !batches.gathered.is_empty()) || batches.is_due(at, cx) {
