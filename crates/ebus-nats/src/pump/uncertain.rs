@@ -183,7 +183,10 @@ impl Pump {
         let (Some(known), at) = (&state.known, state.uncertain.asked) else { return };
         let Some(one) = state.uncertain.list.get_mut(at) else { return };
         let void = known.void.as_ref().filter(|_| one.flight.id.is_none());
-        let is_known = !one.spent && is_known_yet(&one.flight, known.id_window, timeout, now);
+        // A stream that was made anew may have fewer.
+        let has_partition = (one.flight.partition as usize) < known.subjects.len();
+        let is_known =
+            has_partition && !one.spent && is_known_yet(&one.flight, known.id_window, timeout, now);
         if void.is_none() && !is_known {
             // Nobody can say any more what became of it, and its bytes are as old.
             tracing::warn!(topic = %state.route.topic, "a message of a connection that ended cannot be made certain");
