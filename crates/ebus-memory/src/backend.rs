@@ -13,7 +13,7 @@ use crate::broker::MemoryBroker;
 use crate::config::{MemoryConfig, TopicPolicy};
 use crate::connection::Connection;
 use crate::error;
-use crate::parking;
+use crate::parking::MemoryParking;
 use crate::producer::MemoryProducer;
 use crate::reader::MemoryReader;
 use crate::source::MemorySource;
@@ -119,7 +119,8 @@ impl Backend for MemoryBackend {
 
     async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
         self.check_open("parking")?;
-        parking::open(&self.broker, group)
+        let (broker, connection) = (self.broker.clone(), self.connection.clone());
+        Ok(Arc::new(MemoryParking::open(broker, connection, group.clone())?))
     }
 
     /// Ends publishing at once, waits until every message that waits for room is stored, then ends the sources.

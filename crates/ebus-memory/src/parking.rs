@@ -9,6 +9,7 @@ use ebus_core::{Epoch, Error, ErrorKind, Group, LogMark, Parking, PartitionId, R
 use parking_lot::Mutex;
 
 use crate::broker::MemoryBroker;
+use crate::connection::Connection;
 use crate::error;
 
 /// The longest value: room for a thousand keys.
@@ -41,19 +42,27 @@ impl Parked {
 #[derive(Debug)]
 pub(crate) struct MemoryParking {
     broker: MemoryBroker,
+    connection: Arc<Connection>,
     group: Group,
 }
 
 impl MemoryParking {
     /// # Errors
     /// What fault injection asks for.
-    pub(crate) fn open(broker: MemoryBroker, group: Group) -> Result<Self, Error> {
-        let parking = Self { broker, group };
+    pub(crate) fn open(
+        broker: MemoryBroker,
+        connection: Arc<Connection>,
+        group: Group,
+    ) -> Result<Self, Error> {
+        let parking = Self { broker, connection, group };
         parking.check("parking")?;
         Ok(parking)
     }
 
     fn check(&self, operation: &'static str) -> Result<(), Error> {
+        if self.connection.is_closed() {
+            return Err(Error::closed(operation));
+        }
         let fails = self.broker.with_group(&self.group, |group| *group.parked.fails.lock());
         match fails {
             None => Ok(()),
@@ -156,9 +165,4 @@ impl Parking for MemoryParking {
             Ok(())
         })
     }
-}
-
-/// Opens the parked keys of `group` for a backend.
-pub(crate) fn open(broker: &MemoryBroker, group: &Group) -> Result<Arc<dyn Parking>, Error> {
-    Ok(Arc::new(MemoryParking::open(broker.clone(), group.clone())?))
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use ebus_core::{Backend, ErrorKind};
+use ebus_core::{Backend, Epoch, ErrorKind};
 
 use crate::tools::*;
 
@@ -167,4 +167,23 @@ fn bytes_owner(owner: std::sync::Arc<()>) -> bytes::Bytes {
         }
     }
     bytes::Bytes::from_owner(Owned(owner))
+}
+
+#[tokio::test]
+async fn i02_parked_keys_of_a_closed_connection_say_closed() {
+    let backend = broker(1).await;
+    let parking = backend.parking(&group()).await.expect("is open");
+    let place = partition(0);
+    parking.claim(&place, Epoch(1)).await.expect("is open");
+    backend.close(Duration::from_secs(1)).await.expect("closes");
+    for result in [
+        parking.claim(&place, Epoch(1)).await.map(drop),
+        parking.keep(&place, Epoch(1), "x".into()).await,
+        parking.read(&place).await.map(drop),
+        parking.ask(&place, "x".into()).await,
+        parking.asked(&place).await.map(drop),
+        parking.answered(&place, &"x".into()).await,
+    ] {
+        assert_eq!(result.expect_err("closed").kind(), ErrorKind::Closed);
+    }
 }
