@@ -145,7 +145,10 @@ fn excuse(
     }
     let crash_ns = facts.event(crash).at_ns;
     let aftermath = rules.aftermath();
-    if rules.recovers_within.is_some() && !facts.faults.explain_loss(former.member, crash_ns, aftermath) {
+    let refused = facts.event(crash).kind == Kind::Released;
+    let explained = facts.faults.explain_loss(former.member, crash_ns, aftermath)
+        || refused && facts.faults.keep_group_waiting(crash_ns, rules);
+    if rules.recovers_within.is_some() && !explained {
         return Err("and no fault of its owner was recorded");
     }
     // A loss may be noticed late; the next owner shows when it was at the latest.

@@ -92,6 +92,15 @@ impl<'a> Faults<'a> {
         latest
     }
 
+    /// Whether a fault of some member may keep the whole group from committing at `at`: then the last commit of one that leaves is
+    /// refused, as its release says.
+    pub(super) fn keep_group_waiting(&self, at: u64, rules: &Rules) -> bool {
+        let Some(waits) = rules.group_waits.map(nanos) else { return false };
+        let held = |span: &Span<'_>| (span.from..=span.from.saturating_add(waits)).contains(&at);
+        self.spans.iter().any(|span| self.is_of_group(span) && held(span))
+            || self.revocations.iter().any(|span| span.meets(at, at, 0))
+    }
+
     /// When what `member` finished at `from` must have been committed: `within` later, or after it could reach the broker again,
     /// or after the group did not wait for somebody else any more.
     pub(super) fn commit_due(&self, member: &str, from: u64, within: u64, rules: &Rules) -> u64 {

@@ -45,19 +45,17 @@ fn settled_unfinished(facts: &Facts<'_>, verdict: &mut Verdict) {
 
 /// Each message once, at the first commit that covers it: what was finished then is finished ever after.
 fn committed_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
-    let mut covered: HashMap<(&str, &str, u32), u64> = HashMap::new();
+    // The runs of the commit before are not looked at again: a key that is blocked keeps thousands above the watermark.
+    let mut covered: HashMap<(&str, &str, u32), Vec<(u64, u64)>> = HashMap::new();
     for (at, event) in facts.events.iter().enumerate().filter(|(_, event)| event.kind == Kind::Committed) {
         let (Some(group), Some((topic, partition, watermark))) = (event.group.as_deref(), place(event))
         else {
             continue;
         };
-        let below = covered.entry((group, topic, partition)).or_default();
         let above = event.finished.iter().flatten().copied();
-        for (from, to) in std::iter::once((0, watermark)).chain(above) {
-            let from = from.max(*below);
-            if from >= to {
-                continue;
-            }
+        let now: Vec<(u64, u64)> = std::iter::once((0, watermark)).chain(above).collect();
+        let before = covered.entry((group, topic, partition)).or_default();
+        for (from, to) in now.iter().flat_map(|run| without(*run, before)) {
             let new = facts.messages.range((topic, partition, from)..(topic, partition, to));
             for (&place, &stored) in new {
                 let in_scope = rules.in_scope(group, topic, partition, place.2);
@@ -70,6 +68,40 @@ fn committed_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict)
                 }
             }
         }
-        *below = watermark.max(*below);
+        *before = now;
+    }
+}
+
+/// What of a run is in none of these, which ascend.
+fn without(run: (u64, u64), others: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let (mut from, to) = run;
+    let mut left = Vec::new();
+    for &(begin, end) in &others[others.partition_point(|(_, end)| *end <= from)..] {
+        if begin >= to {
+            break;
+        }
+        if from < begin {
+            left.push((from, begin));
+        }
+        from = from.max(end);
+    }
+    if from < to {
+        left.push((from, to));
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without;
+
+    #[test]
+    fn only_what_is_new_is_left_of_a_run() {
+        let others = [(0, 10), (12, 14), (20, 30)];
+        assert_eq!(without((0, 10), &others), []);
+        assert_eq!(without((5, 22), &others), [(10, 12), (14, 20)]);
+        assert_eq!(without((0, 35), &others), [(10, 12), (14, 20), (30, 35)]);
+        assert_eq!(without((40, 41), &others), [(40, 41)]);
+        assert_eq!(without((3, 3), &[]), []);
     }
 }

@@ -217,6 +217,20 @@ fn p6_a_group_waits_while_a_revocation_is_held_and_not_longer() {
 }
 
 #[test]
+fn p6_a_last_commit_is_refused_to_who_leaves_while_the_group_waits() {
+    let script = |waited: Duration, last: Outcome| {
+        let script = Script::new().stored("k", 0).assigned("m", 1).fault(Kind::Stopped, "o").after(waited);
+        let script = script.run("m", 1, "k", 0, Outcome::Ack).after(2 * SECOND).released("m", 1, last);
+        script.fault(Kind::Continued, "o").assigned("n", 2).run("n", 2, "k", 0, Outcome::Ack)
+    };
+    let rules = strict().group_waits(6 * SECOND);
+    finds(&script(SECOND, Outcome::Refused), &rules, &[]);
+    finds(&script(SECOND, Outcome::Refused), &strict(), &[(Promise::G6, 1)]);
+    finds(&script(SECOND, Outcome::Accepted), &rules, &[(Promise::G6, 1)]);
+    finds(&script(7 * SECOND, Outcome::Refused), &rules, &[(Promise::G6, 1)]);
+}
+
+#[test]
 fn p6_nobody_waits_where_later_commits_are_accepted() {
     let rules = strict().group_waits(10 * SECOND);
     let with = |watermarks: &'static [u64], epoch| {
