@@ -46,7 +46,7 @@ fn settled_unfinished(facts: &Facts<'_>, verdict: &mut Verdict) {
 /// Each message once, at the first commit that covers it: what was finished then is finished ever after.
 fn committed_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     // The runs of the commit before are not looked at again: a key that is blocked keeps thousands above the watermark.
-    let mut covered: HashMap<(&str, &str, u32), Vec<(u64, u64)>> = HashMap::new();
+    let mut covered: HashMap<_, Vec<(u64, u64)>> = HashMap::new();
     for (at, event) in facts.events.iter().enumerate().filter(|(_, event)| event.kind == Kind::Committed) {
         let (Some(group), Some((topic, partition, watermark))) = (event.group.as_deref(), place(event))
         else {
