@@ -190,11 +190,21 @@ impl ConsumerBuilder {
     /// has the dead letters of the key run, in order, and then the key goes on as before.
     ///
     /// Which keys are parked outlives this consumer; at most `most` of each partition are. When there are as many, a message that
-    /// would park one more is retried as if there were no dead-letter topic, and is listed as stuck: nothing is lost. All members
-    /// of the group should say the same.
+    /// would park one more is retried as if there were no dead-letter topic, and is listed as stuck: nothing is lost.
     ///
-    /// Let the dead-letter topic keep its messages until they are redriven: a retention that is long enough, no compaction, and the
-    /// same number of partitions as long as keys are parked.
+    /// # All members, or none
+    /// A member of the group without this option knows of no parked keys: it runs their later messages in front of their dead
+    /// letters, and redrives nothing. So give it to all members at once. To take it away, redrive all keys, see
+    /// [`Bus::parked`](crate::Bus::parked) empty, and then start all members without it.
+    ///
+    /// # The dead-letter topic
+    /// Let it keep its messages until they are redriven: a retention that is long enough, no compaction, and the same number of
+    /// partitions as long as keys are parked. Dead letters that expired are warned of, and the rest runs; when letters are missing that
+    /// the consumer has stored itself, the redrive stops and says so.
+    ///
+    /// # Replay
+    /// When the group's position is set back, messages of a key that is parked, or was redriven and had no message since, are settled
+    /// without a run as far as they had been handled ([`Counters::skipped`](crate::Counters::skipped)). Replay with another group.
     ///
     /// ```
     /// use ebus::{Bus, Delivery, Handled, HandlerError, Message, Publish, raw};
