@@ -77,9 +77,12 @@ impl World {
 
     async fn redriven(&self, key: &str) {
         self.letters.redrive(key).await.expect("it is parked");
-        while self.letters.parked().await.iter().any(|parked| parked.key == key.into()) {
-            tokio::time::sleep(MS).await;
-        }
+        let free = async {
+            while self.letters.parked().await.iter().any(|parked| parked.key == key.into()) {
+                tokio::time::sleep(MS).await;
+            }
+        };
+        tokio::time::timeout(600_000 * MS, free).await.expect("it is redriven in time");
     }
 }
 
