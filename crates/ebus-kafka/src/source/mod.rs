@@ -110,6 +110,7 @@ struct Pending {
     /// Which look-up is under way: the answer to an earlier one says what was true before somebody else's turn.
     look_up: u64,
     places: Vec<Place>,
+    /// Not before, and not while a commit is in flight; `None` while it is under way.
     again: Option<Instant>,
     /// How often its start position was not known yet.
     waits: u32,
@@ -271,12 +272,14 @@ impl KafkaSource {
                 while fetch.poll(Duration::ZERO).is_some() {}
             }
         }
-        let (again, waiting) = std::mem::take(&mut self.pending)
-            .into_iter()
-            .partition::<Vec<_>, _>(|pending| pending.again.is_some_and(|at| at <= now));
-        self.pending = waiting;
-        for pending in again {
-            self.look_up(pending.places, pending.waits);
+        if self.in_flight.is_none() {
+            let (again, waiting) = std::mem::take(&mut self.pending)
+                .into_iter()
+                .partition::<Vec<_>, _>(|pending| pending.again.is_some_and(|at| at <= now));
+            self.pending = waiting;
+            for pending in again {
+                self.look_up(pending.places, pending.waits);
+            }
         }
         if self.next_marks.is_some_and(|at| at <= now) {
             self.look_up_marks();
@@ -304,7 +307,8 @@ impl KafkaSource {
             };
             next = at.into_iter().fold(next, Instant::min);
         }
-        self.pending.iter().filter_map(|pending| pending.again).fold(next, Instant::min)
+        let again = |pending: &Pending| pending.again.filter(|_| self.in_flight.is_none());
+        self.pending.iter().filter_map(again).fold(next, Instant::min)
     }
 
     fn serve(&mut self) {

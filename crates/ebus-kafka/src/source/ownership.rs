@@ -56,7 +56,16 @@ impl KafkaSource {
     }
 
     /// Looks up where these are to be taken over; `waits` says how often that was tried before.
+    ///
+    /// After the answer to a commit that is on its way: it may be this member's own of a former ownership, and land behind the
+    /// look-up. Then what it says would run again, and the claim would take it back (G6). That costs no time, because the claim
+    /// waits for that answer too.
     pub(super) fn look_up(&mut self, places: Vec<Place>, waits: u32) {
+        if self.in_flight.is_some() {
+            let again = Some(Instant::now());
+            self.pending.push(Pending { look_up: self.look_ups, places, again, waits });
+            return;
+        }
         self.look_ups += 1;
         let look_up = self.look_ups;
         let partitions: Vec<PartitionId> = places.iter().filter_map(partition_id).collect();

@@ -118,3 +118,27 @@ async fn p1_a_range_of_a_former_ownership_does_not_move_the_present_one() {
     assert_eq!(owned(&source), [(0, 9)]);
     assert!(source.out.is_empty(), "{:?}", source.out);
 }
+
+/// Found by a chaos run: lost by our own clock while the broker was away, the partitions were looked up in front of the commit
+/// that was still on its way, and all that it said ran again.
+#[tokio::test(flavor = "multi_thread")]
+async fn g6_the_last_commit_of_a_former_ownership_is_answered_before_the_next_is_looked_up() {
+    let mut source = source();
+    let before = reads(&mut source, 0, 5);
+    source.next_marks = None;
+    source.in_flight = Some(InFlight { owned: vec![before], holding: false, sent: Instant::now() });
+    // Of a session that is over.
+    source.session.accepted(Instant::now() - Duration::from_secs(3_600));
+    let look_ups = source.look_ups;
+    source.serve();
+    assert!(source.parts.is_empty(), "it is lost by our own clock");
+    assert!(source.pending.iter().any(|pending| pending.places == places(&[0])), "it is taken over again");
+    source.serve();
+    assert_eq!(source.look_ups, look_ups, "looked up in front of the commit");
+    assert!(source.next_time() > Instant::now(), "it turns in circles until then");
+    source.member_said(MemberEvent::Committed(Ok(HashMap::from([(places(&[0]).remove(0), None)]))));
+    source.serve();
+    assert_eq!(source.look_ups, look_ups + 1);
+    source.found(found(source.look_ups, &[0], 9));
+    assert_eq!(owned(&source), [(0, 9)]);
+}
