@@ -211,7 +211,6 @@ impl Alone {
     /// Something of ours was stored there.
     pub(crate) fn stored(&mut self, offset: u64) {
         self.run = if offset == self.last + 1 { self.run + 1 } else { 0 };
-        // Lower than before: the stream was made anew.
         self.last = offset;
     }
 

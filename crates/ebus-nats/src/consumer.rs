@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_nats::Subject;
+use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull};
 use async_nats::jetstream::stream::ConsumerErrorKind;
@@ -72,8 +72,9 @@ pub(crate) enum End {
 /// A message of a feed.
 pub(crate) struct Fed {
     pub(crate) offset: u64,
-    pub(crate) subject: Subject,
     pub(crate) message: Message,
+    /// As they came, with the id.
+    pub(crate) headers: Option<HeaderMap>,
     /// How many there were behind it when the server sent it.
     pub(crate) pending: u64,
 }
@@ -166,9 +167,9 @@ fn take(message: jetstream::Message, next: &mut u64) -> Result<Fed, String> {
         return Err(format!("the consumer's sequence jumped from {next} to {sequence}"));
     }
     *next += 1;
-    let async_nats::Message { subject, headers, payload, .. } = message.message;
+    let async_nats::Message { headers, payload, .. } = message.message;
     let message = convert::decode(headers.as_ref(), payload, || stored);
-    Ok(Fed { offset, subject, message, pending })
+    Ok(Fed { offset, message, headers, pending })
 }
 
 /// Removes a consumer. That it is gone already, or cannot be removed now, harms nobody: the server does it later.

@@ -37,6 +37,10 @@ fn meaning(code: u64, status: u64) -> (ErrorKind, &'static str) {
             ErrorKind::Unavailable,
             "the server did not take the message as one of a batch; nothing was stored",
         ),
+        10158 => (
+            ErrorKind::Timeout,
+            "a message of this id is on its way to the stream's replicas, and may be stored",
+        ),
         10084 => (
             ErrorKind::Unsupported,
             "a stream with work-queue retention cannot be read by partition; use limits",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use async_nats::HeaderMap;
-use ebus_core::{Error, Message, Receipt, Topic};
+use ebus_core::{Error, LogMark, Message, Receipt, Topic};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -25,7 +25,7 @@ pub(crate) struct Route {
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) route: Arc<Route>,
-    /// Kept until it is acknowledged, to find it again in the stream.
+    /// Kept until it is acknowledged: it may have to be sent again.
     pub(crate) message: Message,
     /// Taken when it is sent.
     pub(crate) headers: HeaderMap,
@@ -36,6 +36,8 @@ pub(crate) struct Flight {
     pub(crate) hash: Option<u32>,
     /// Where it went; known when it is sent.
     pub(crate) partition: u32,
+    /// The stream it went to; known when it is sent.
+    pub(crate) mark: LogMark,
     /// What the gate counts of it.
     pub(crate) bytes: usize,
     pub(crate) deadline: Instant,
@@ -172,6 +174,7 @@ pub(crate) mod tests {
             id: None,
             hash: None,
             partition: 0,
+            mark: LogMark::default(),
             bytes: 1,
             deadline: Instant::now(),
             reply: Some(oneshot::channel().0),

@@ -19,6 +19,7 @@
 //! | in ebus | in JetStream |
 //! |---|---|
 //! | topic `a.b` | stream `a=b` with subjects `a.b.0` to `a.b.<P-1>`, `limits` retention, no limits; P and the hash (murmur2, as the Java clients of Kafka) in its metadata |
+//! | what a connection that ended left uncertain | an empty message under its id on the subject `a.b.void` of the same stream, which no partition is |
 //! | a stream that somebody else made | a topic of one partition |
 //! | offset | the stream's sequence, from 1: partitions share it, so the offsets of one partition grow with gaps |
 //! | message | see the module `convert`: plain headers natively, time and key in `Ebus` |
@@ -42,6 +43,13 @@
 //! Since nats-server 2.14, messages that are pipelined are acknowledged together, while this connection is the only publisher
 //! of the stream (`batch`, `pump::batches`, `place`). A topic that was made for it cannot be served by an older server any
 //! more: [`NatsConfig::batches`] turns it off. Streams that exist are used as they are.
+//!
+//! # What ids cost
+//! Every message has an id, so that bytes of a broken connection that come late change nothing. The server keeps the ids of the
+//! stream's `duplicate_window`, 2 minutes if nobody changes it: **200 B x messages a second x window** of its memory, on each replica
+//! (24 MB at 1,000/s, 2.4 GB at 100,000/s), and it reads that many messages when it starts, 3.3 us each (0.4 s, 40 s), before the
+//! stream can be used. A shorter window on a stream with much traffic costs less, and protects against bytes that are late by no more
+//! than that. What reads a whole stream, such as a mirror of it, sees the empty messages of `<topic>.void` too.
 //!
 //! # Members of a group
 //! Any number of members share the partitions of a group's topics evenly, moving no more than needed; those that find none

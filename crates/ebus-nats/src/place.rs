@@ -1,14 +1,14 @@
 //! Where messages are of which the server said only that they are stored (G1).
 //!
-//! A batch among messages of other publishers: the stream is read over its span, and each message is found again by what it
-//! is, in order. Two messages that are equal byte by byte, with their times, cannot be told apart, by nobody.
+//! A batch among messages of other publishers: the stream is read over its span, and each message is found again by its id,
+//! which no other one has.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::time::Duration;
 
-use async_nats::Subject;
-use ebus_core::{Error, Message};
+use async_nats::header::NATS_MESSAGE_ID;
+use ebus_core::Error;
 
 use crate::connection::Connection;
 use crate::consumer::{self, ConsumerSpec, End, Feed};
@@ -20,14 +20,12 @@ pub(crate) struct Wanted {
     pub(crate) stream: String,
     /// What the consumer that reads it is called: no other reader is called so.
     pub(crate) name: String,
-    /// By partition.
-    pub(crate) subjects: Vec<Subject>,
     /// An offset in front of all of them.
     pub(crate) after: u64,
     /// The offset of the last one.
     pub(crate) last: u64,
-    /// Number, partition and message, in order.
-    pub(crate) messages: Vec<(u64, u32, Message)>,
+    /// Their numbers by their ids.
+    pub(crate) ids: HashMap<String, u64>,
 }
 
 /// By number: the offset, if it was found.
@@ -35,26 +33,20 @@ pub(crate) type Found = Vec<(u64, Option<u64>)>;
 
 /// Reads where they are. What is not found within the time of a request is left out of it.
 pub(crate) async fn find(wanted: Wanted) -> Found {
-    let Wanted { connection, stream, name, subjects, after, last, messages } = wanted;
-    let mut missing: HashMap<String, VecDeque<(u64, Message)>> = HashMap::new();
-    for (number, partition, message) in messages {
-        if let Some(subject) = subjects.get(partition as usize) {
-            missing.entry(subject.to_string()).or_default().push_back((number, message));
-        }
-    }
+    let Wanted { connection, stream, name, after, last, mut ids } = wanted;
     let mut found: Found = Vec::new();
     // One consumer for all partitions: a round trip or two for each of them would take longer than the span.
     let spec =
         ConsumerSpec { stream: stream.clone(), name: Some(name), filter: String::new(), from: after + 1 };
     let within = connection.request_timeout;
-    match tokio::time::timeout(within, read(connection, spec, last, &mut missing, &mut found)).await {
+    match tokio::time::timeout(within, read(connection, spec, last, &mut ids, &mut found)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(%error, "the offsets of messages that are stored cannot be read");
         }
         Err(_) => tracing::warn!(stream, "the offsets of messages that are stored were not read in time"),
     }
-    found.extend(missing.into_values().flatten().map(|(number, _)| (number, None)));
+    found.extend(ids.into_values().map(|number| (number, None)));
     found
 }
 
@@ -62,25 +54,20 @@ async fn read(
     publishers: Connection,
     mut spec: ConsumerSpec,
     last: u64,
-    missing: &mut HashMap<String, VecDeque<(u64, Message)>>,
+    ids: &mut HashMap<String, u64>,
     found: &mut Found,
 ) -> Result<(), Error> {
     const ROLE: &str = "offsets";
     let mut connection = Connection::open(publishers.config.clone(), ROLE).await?;
-    let mut left: usize = missing.values().map(VecDeque::len).sum();
     let mut feed = Feed::open(&connection, spec.clone()).await?;
-    while left > 0 {
+    while !ids.is_empty() {
         match poll_fn(|cx| feed.poll_next(cx)).await {
             Ok(fed) if fed.offset > last => break,
             Ok(fed) => {
                 spec.from = fed.offset + 1;
-                let messages = missing.get_mut(fed.subject.as_str());
-                let is_next = |(_, message): &(u64, Message)| *message == fed.message;
-                if let Some(messages) = messages.filter(|messages| messages.front().is_some_and(is_next))
-                    && let Some((number, _)) = messages.pop_front()
-                {
+                let id = fed.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+                if let Some(number) = id.and_then(|id| ids.remove(id.as_str())) {
                     found.push((number, Some(fed.offset)));
-                    left -= 1;
                 }
             }
             Err(End::Consumer(why)) => {

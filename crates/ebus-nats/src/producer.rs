@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ebus_core::{Error, ErrorKind, Message, Publish, Receipt, Topic};
+use ebus_core::{Error, ErrorKind, LogMark, Message, Publish, Receipt, Topic};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -181,6 +181,7 @@ impl NatsProducer {
             headers,
             id: id.map(Box::from),
             partition: 0,
+            mark: LogMark::default(),
             bytes,
             deadline: Instant::now() + self.shared.timeout,
             reply: Some(reply),

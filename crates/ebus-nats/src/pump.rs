@@ -49,6 +49,12 @@ const ROUNDS: usize = 8;
 /// Of what may be in flight, so many times as much may have had its time-out and be on its way yet.
 const KEPT: usize = 4;
 
+/// So much is handed to the client at most before it has written it: less than what it keeps in one piece (64 KiB in async-nats
+/// 0.51), which it drops when the connection ends. What is in its queue then would go out on the next connection.
+const UNWRITTEN: usize = 48 << 10;
+/// What a message takes on the wire besides what is counted of it.
+const FRAME: usize = 256;
+
 const OPERATION: &str = "publish";
 
 /// What the task is told.
@@ -97,6 +103,11 @@ pub(crate) struct Pump {
     timer: Pin<Box<Sleep>>,
     timer_armed: bool,
     link: BoxFuture<'static, Connection>,
+    /// Handed to the client since it was known to have written all.
+    unwritten: usize,
+    flushing: Option<BoxFuture<'static, ()>>,
+    /// The client's task has ended: nothing goes out any more.
+    has_ended: bool,
     closing: Option<Closing>,
     /// What the gate gets back at the end of the turn.
     freed: (usize, usize),
@@ -139,6 +150,9 @@ impl Pump {
             next_sequence: 0,
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
             timer_armed: false,
+            unwritten: 0,
+            flushing: None,
+            has_ended: false,
             closing: None,
             freed: (0, 0),
         })
@@ -192,7 +206,11 @@ impl Pump {
         for done in 0..BATCH {
             match self.acks.poll_next_unpin(cx) {
                 Poll::Ready(Some(message)) => self.answered(&message),
-                Poll::Ready(None) | Poll::Pending => return done > 0,
+                Poll::Ready(None) => {
+                    self.has_ended = true;
+                    return done > 0;
+                }
+                Poll::Pending => return done > 0,
             }
         }
         true
@@ -274,6 +292,9 @@ impl Pump {
 
     /// Hands on what can be handed on, in order.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.has_ended {
+            return self.fail_ended();
+        }
         if !self.connection.is_up() {
             return false;
         }
@@ -299,14 +320,8 @@ impl Pump {
             if is_full && self.window.len() > 0 {
                 return done > 0;
             }
-            match Pin::new(&mut self.sink).poll_ready(cx) {
-                Poll::Pending => return done > 0,
-                Poll::Ready(Err(why)) => {
-                    let gone = error::unavailable(OPERATION, "the connection has ended").with_source(why);
-                    self.fail_all(&gone);
-                    return true;
-                }
-                Poll::Ready(Ok(())) => {}
+            if !self.poll_room(cx) {
+                return done > 0;
             }
             if self.must_end_batch(route.id) {
                 self.end_batch(route.id);
@@ -317,6 +332,44 @@ impl Pump {
         true
     }
 
+    /// Whether the client takes one more, on the connection that is up.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.unwritten >= UNWRITTEN {
+            let client = &self.connection.client;
+            let flushing = self.flushing.get_or_insert_with(|| {
+                let client = client.clone();
+                Box::pin(async move { client.flush().await.unwrap_or_default() })
+            });
+            if flushing.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            self.wrote_all();
+        }
+        let room = Pin::new(&mut self.sink).poll_ready(cx);
+        self.has_ended |= matches!(room, Poll::Ready(Err(_)));
+        let is_same = self.connection.is_up() && self.connection.generation() == self.generation;
+        if !is_same || self.has_ended {
+            // Everything begins again with what is uncertain now.
+            cx.waker().wake_by_ref();
+            return false;
+        }
+        room.is_ready()
+    }
+
+    fn wrote_all(&mut self) {
+        self.flushing = None;
+        self.unwritten = 0;
+    }
+
+    /// Nothing goes out any more. True when somebody was told.
+    fn fail_ended(&mut self) -> bool {
+        const ENDED: &str = "the connection's task has ended and does not come back; open a new backend";
+        let sent = Error::new(ErrorKind::Timeout, format!("{ENDED}; the message may have been stored"));
+        let unsent = Error::new(ErrorKind::Unavailable, format!("{ENDED}; nothing was stored"));
+        let fail = |error: Error| error.with_operation(OPERATION);
+        self.fail_all(&fail(sent), &fail(unsent)) > 0
+    }
+
     /// Sends the head of the queue; the client has room for it, and its route is known.
     fn send_head(&mut self, id: usize) {
         let Some(Queued { sequence, mut flight }) = self.queue.pop_front() else { return };
@@ -324,6 +377,8 @@ impl Pump {
         let reply = self.reply(id, number, &flight);
         let Some(known) = self.routes[id].as_mut().and_then(|state| state.known.as_mut()) else { return };
         flight.partition = known.partition(flight.hash);
+        flight.mark = known.mark;
+        self.unwritten += flight.bytes + FRAME;
         let mut headers = std::mem::take(&mut flight.headers);
         if flight.id.is_none() {
             headers.insert(NATS_MESSAGE_ID, own_id(&self.id_prefix, number));
@@ -349,7 +404,8 @@ impl Pump {
         }
     }
 
-    fn fail_all(&mut self, error: &Error) -> usize {
+    /// Tells everybody: who may have come to the server, and who surely has not. Says how many were told.
+    fn fail_all(&mut self, sent: &Error, unsent: &Error) -> usize {
         let mut all: Vec<_> = std::iter::from_fn(|| self.window.pop())
             .map(|(_, sequence, flight)| (sequence, flight))
             .collect();
@@ -361,10 +417,12 @@ impl Pump {
             all.append(&mut state.autopsy);
             all.extend(state.uncertain.drain());
         }
-        all.extend(queued.into_iter().map(|queued| (queued.sequence, queued.flight)));
-        let count = all.iter().filter(|(_, flight)| flight.reply.is_some()).count();
+        let count = all.iter().filter(|(_, flight)| flight.reply.is_some()).count() + queued.len();
         for (sequence, flight) in all {
-            self.fail(sequence, flight, error.clone());
+            self.fail(sequence, flight, sent.clone());
+        }
+        for Queued { sequence, flight } in queued {
+            self.fail(sequence, flight, unsent.clone());
         }
         count
     }
@@ -396,6 +454,13 @@ impl Pump {
         if messages > 0 {
             self.gate.exit(messages, bytes);
         }
+    }
+}
+
+impl Drop for Pump {
+    /// However it ends, nobody waits for a place that no one gives back; dropped replies say that the task has ended.
+    fn drop(&mut self) {
+        self.gate.close();
     }
 }
 

@@ -108,14 +108,14 @@ impl Raw {
         parse(&self.headers).0
     }
 
-    /// The message, and whether a consumer could have brought it.
-    fn decode(self) -> (Message, bool) {
+    /// The message, the headers as they are, and whether a consumer could have brought it.
+    fn decode(self) -> (Message, HeaderMap, bool) {
         let (map, odd, legal) = parse(&self.headers);
         let mut message = convert::decode(Some(&map), self.payload, || self.stored);
         for (name, value) in odd {
             message.headers.append(name, value);
         }
-        (message, legal)
+        (message, map, legal)
     }
 }
 
@@ -193,8 +193,8 @@ impl Reading {
             let found = get(&self.connection, &self.stream, &which, OPERATION).await?;
             match found.map_err(|why| error::api(&why, OPERATION))? {
                 Some(raw) => {
-                    let (offset, subject) = (raw.offset, raw.subject.as_str().into());
-                    let (message, legal) = raw.decode();
+                    let offset = raw.offset;
+                    let (message, headers, legal) = raw.decode();
                     self.next = offset + 1;
                     if legal {
                         self.calm += 1;
@@ -208,7 +208,7 @@ impl Reading {
                         );
                     }
                     // How many follow is not said.
-                    return Ok(Some(Fed { offset, subject, message, pending: u64::MAX }));
+                    return Ok(Some(Fed { offset, message, headers: Some(headers), pending: u64::MAX }));
                 }
                 None if self.odd_at.is_some_and(|at| at.elapsed() < self.linger) => {
                     tokio::time::sleep(PAUSE).await;
@@ -229,7 +229,9 @@ mod tests {
     fn decode(headers: &[u8]) -> (Message, bool) {
         let payload = Bytes::from_static(b"x");
         let stored = Timestamp::from_millis(7);
-        Raw { subject: "t.0".into(), offset: 1, payload, headers: headers.to_vec(), stored }.decode()
+        let raw = Raw { subject: "t.0".into(), offset: 1, payload, headers: headers.to_vec(), stored };
+        let (message, _, legal) = raw.decode();
+        (message, legal)
     }
 
     fn list(message: &Message) -> Vec<(&str, &[u8])> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Subject;
-use ebus_core::{Error, ErrorKind};
+use ebus_core::{Error, ErrorKind, LogMark};
 
 use crate::batch::{Alone, Batch};
 use crate::flight::{Flight, Queued, Route};
@@ -31,6 +31,8 @@ pub(crate) struct RouteState {
 
 pub(crate) struct Known {
     partitions: u32,
+    /// Which stream it is, of all that had or will have this name.
+    pub(crate) mark: LogMark,
     pub(crate) subjects: Vec<Subject>,
     /// Whether the stream takes batches.
     pub(crate) takes_batches: bool,
@@ -78,8 +80,8 @@ impl Known {
         let subjects = subjects.iter().map(|subject| Subject::from(subject.as_str())).collect();
         let takes_batches = found.takes_batches;
         let void = found.void.as_deref().map(Subject::from);
-        let (partitions, id_window) = (found.partitions, found.id_window);
-        Ok(Self { partitions, subjects, takes_batches, void, id_window, next: 0 })
+        let (partitions, mark, id_window) = (found.partitions, found.mark, found.id_window);
+        Ok(Self { partitions, mark, subjects, takes_batches, void, id_window, next: 0 })
     }
 
     /// Where a message goes: by its key, or in turn.

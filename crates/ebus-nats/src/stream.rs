@@ -89,10 +89,11 @@ impl TopicStream {
         let partitions = match ours {
             None => 1,
             Some(text) => match text.parse::<u32>() {
-                Ok(partitions) if partitions > 0 => partitions,
+                Ok(partitions) if (1..=MAX_PARTITIONS).contains(&partitions) => partitions,
                 _ => {
-                    let message =
-                        format!("the stream's metadata {PARTITIONS}={text:?} is not a number above zero");
+                    let message = format!(
+                        "the stream's metadata {PARTITIONS}={text:?} is not a number from 1 to {MAX_PARTITIONS}"
+                    );
                     return refused(ErrorKind::ConfigInvalid, message);
                 }
             },

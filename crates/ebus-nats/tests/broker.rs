@@ -13,6 +13,8 @@ mod foreign;
 mod group;
 #[path = "broker/late.rs"]
 mod late;
+#[path = "broker/left.rs"]
+mod left;
 #[path = "broker/members.rs"]
 mod members;
 #[path = "broker/odd.rs"]
@@ -38,6 +40,7 @@ fn main() {
     trials.extend(publish::trials());
     trials.extend(batches::trials());
     trials.extend(late::trials());
+    trials.extend(left::trials());
     trials.extend(damage::trials());
     trials.extend(foreign::trials());
     trials.extend(odd::trials());

@@ -19,7 +19,7 @@ use super::{OPERATION, Pump};
 use crate::ack::Ack;
 use crate::batch::{Batch, Outcome, Said, read_reply};
 use crate::digits;
-use crate::flight::Flight;
+use crate::flight::{Flight, own_id};
 use crate::place::{self, Wanted};
 use crate::route::RouteState;
 
@@ -93,10 +93,10 @@ impl Pump {
                 self.abandon_batch(id);
                 continue;
             }
-            match Pin::new(&mut self.sink).poll_ready(cx) {
-                Poll::Ready(Ok(())) => self.end_batch(id),
-                _ => return progress,
+            if !self.poll_room(cx) {
+                return progress;
             }
+            self.end_batch(id);
             progress = true;
         }
         progress
@@ -107,6 +107,7 @@ impl Pump {
         let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
         let Some(subject) = state.known.as_ref().map(|known| known.subjects[0].clone()) else { return };
         let Some(open) = state.open.take() else { return };
+        self.unwritten += super::FRAME;
         let message = OutboundMessage {
             subject,
             reply: Some(Subject::from(open.end())),
@@ -150,6 +151,11 @@ impl Pump {
         let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
         // Some offsets of batches in front of it are not known yet: then it says nothing.
         if !self.batches.iter().any(|batch| batch.route == id && batch.anchor < number) {
+            if offset <= state.alone.last() {
+                // Made anew, perhaps with other partitions.
+                self.forget(id);
+                return;
+            }
             state.alone.stored(offset);
         }
         let open = state.open.iter_mut();
@@ -269,20 +275,14 @@ impl Pump {
         let Some(state) = self.routes.get(batch.route).and_then(Option::as_ref) else { return };
         let stream = state.route.stream.clone();
         tracing::debug!(stream, "another publisher's messages are among those of a batch");
-        let mut wanted = Wanted {
+        let wanted = Wanted {
             connection: self.connection.clone(),
             stream,
             name: format!("{}{}", self.id_prefix, batch.id),
-            subjects: state.known.as_ref().map(|known| known.subjects.clone()).unwrap_or_default(),
             after: batch.anchored.unwrap_or(batch.floor),
             last,
-            messages: Vec::new(),
+            ids: numbers.map(|number| (own_id(&self.id_prefix, number), number)).collect(),
         };
-        for number in numbers {
-            if let Some(flight) = self.window.get(number) {
-                wanted.messages.push((number, flight.partition, flight.message.clone()));
-            }
-        }
         self.places.push(Box::pin(place::find(wanted)));
     }
 

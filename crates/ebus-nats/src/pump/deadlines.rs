@@ -58,13 +58,15 @@ impl Pump {
             let count = queue.iter().take_while(|queued| queued.flight.deadline <= now).count();
             queue.drain(..count).collect::<Vec<_>>()
         };
-        let mut unsent = late(&mut self.queue);
+        let mut unsent: Vec<_> = late(&mut self.queue).into_iter().map(|queued| (queued, None)).collect();
         for state in self.routes.iter_mut().flatten() {
-            unsent.extend(late(&mut state.waiting));
+            let reason = state.uncertain.reason();
+            unsent.extend(late(&mut state.waiting).into_iter().map(|queued| (queued, reason.clone())));
         }
-        for queued in unsent {
-            let error =
-                error::unavailable(OPERATION, format_args!("not within {timeout:?}; nothing was stored"));
+        for (queued, reason) in unsent {
+            let error = reason.unwrap_or_else(|| {
+                error::unavailable(OPERATION, format_args!("not within {timeout:?}; nothing was stored"))
+            });
             self.fail(queued.sequence, queued.flight, error);
         }
         if self.closing.as_ref().is_some_and(|closing| closing.deadline <= now) {
@@ -73,7 +75,9 @@ impl Pump {
                 "closed before the acknowledgement; the message may have been stored",
             )
             .with_operation(OPERATION);
-            let left = self.fail_all(&late);
+            let unsent = Error::new(ErrorKind::Unavailable, "closed before it was sent; nothing was stored")
+                .with_operation(OPERATION);
+            let left = self.fail_all(&late, &unsent);
             if let Some(closing) = self.closing.take() {
                 let result = match left {
                     0 => Ok(()),

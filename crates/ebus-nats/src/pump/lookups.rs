@@ -60,9 +60,15 @@ impl Pump {
                 let limit = found.max_message_bytes.unwrap_or(usize::MAX);
                 state.route.max_message_bytes.store(limit, Ordering::Relaxed);
                 state.known = Some(known);
+                state.uncertain.begin();
                 for queued in waiting.into_iter().rev() {
                     self.queue.push_front(queued);
                 }
+            }
+            // It is asked again; until then they wait, each as long as it may.
+            Err(error) if !state.uncertain.is_empty() && error.kind() != ErrorKind::NotFound => {
+                state.waiting = waiting;
+                state.uncertain.refused(error);
             }
             Err(error) => {
                 let uncertain: Vec<_> = match error.kind() {

@@ -11,7 +11,7 @@
 //! message itself is sent again, in order, while the server knows its ids.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
 use async_nats::header::NATS_MESSAGE_ID;
@@ -24,9 +24,9 @@ use tokio::time::Instant;
 
 use super::{OPERATION, Pump};
 use crate::ack::Ack;
-use crate::convert;
 use crate::flight::{Flight, own_id};
 use crate::route::RouteState;
+use crate::{convert, error};
 
 /// When what was not answered is asked again: the stream may have no leader.
 const ROUND: Duration = Duration::from_secs(1);
@@ -36,6 +36,9 @@ const LATE: Duration = Duration::from_secs(120);
 
 /// The server forgets ids in steps, and its clock is not ours.
 const MARGIN: Duration = Duration::from_secs(10);
+
+/// "Duplicate message id is in process."
+const IN_PROCESS: u64 = 10_158;
 
 /// What the answers to questions have in front of the number.
 pub(super) const ASKED: char = 'u';
@@ -61,9 +64,32 @@ pub(crate) struct Uncertainty {
     asked: usize,
     /// When the next round begins.
     round: Option<Instant>,
+    /// Why the last question was not answered, as far as the server says.
+    refusal: Option<Error>,
 }
 
 impl Uncertainty {
+    /// Why those that wait for these were not sent.
+    pub(super) fn reason(&self) -> Option<Error> {
+        let first = self.list.front()?;
+        let silent = || {
+            let message = "what a connection that ended left is not certain yet: the stream does not answer; it has no \
+                 leader, or publishing to <topic>.void is not permitted; nothing was stored";
+            Error::new(ErrorKind::Unavailable, message).with_operation(OPERATION)
+        };
+        self.refusal.clone().or_else(|| (first.asked > 0).then(silent))
+    }
+
+    /// Asks for all of them from now on.
+    pub(super) fn begin(&mut self) {
+        self.asked = 0;
+        self.round = None;
+    }
+
+    pub(super) fn refused(&mut self, why: Error) {
+        self.refusal = Some(why);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -86,6 +112,8 @@ impl Uncertainty {
         let spent = self.list[self.find(number)?].spent;
         match ack {
             Ack::Stored { duplicate, .. } if !(spent && *duplicate) => self.take(number),
+            // The same id twice, and one of them on its way: it may be either.
+            Ack::Refused { code: IN_PROCESS, .. } => None,
             Ack::Refused { .. } if !spent => self.take(number),
             _ => None,
         }
@@ -104,8 +132,7 @@ impl Uncertainty {
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (u64, Box<Flight>)> + '_ {
-        self.asked = 0;
-        self.round = None;
+        self.begin();
         self.list.drain(..).map(|one| (one.sequence, one.flight))
     }
 }
@@ -117,15 +144,17 @@ impl Pump {
         if std::mem::replace(&mut self.generation, generation) == generation {
             return;
         }
+        self.wrote_all();
         // A batch does not outlive its connection: part of it may be lost.
         self.batches.clear();
         let since = self.down_since.take().unwrap_or_else(Instant::now);
         for state in self.routes.iter_mut().flatten() {
             state.open = None;
-            state.uncertain.asked = 0;
-            state.uncertain.round = None;
+            state.uncertain.begin();
         }
+        let mut disturbed = Vec::new();
         while let Some((number, sequence, flight)) = self.window.pop() {
+            disturbed.push(flight.route.id);
             let Some(state) = self.routes.get_mut(flight.route.id).and_then(Option::as_mut) else { continue };
             state.uncertain.list.push_back(Uncertain {
                 number,
@@ -135,6 +164,12 @@ impl Pump {
                 asked: 0,
                 spent: false,
             });
+        }
+        disturbed.sort_unstable();
+        disturbed.dedup();
+        for id in disturbed {
+            // The stream may have been made anew meanwhile: what is uncertain of another one must not go to it.
+            self.forget(id);
         }
         self.timer_armed = false;
     }
@@ -159,9 +194,18 @@ impl Pump {
                     }
                     break;
                 }
-                let Poll::Ready(Ok(())) = Pin::new(&mut self.sink).poll_ready(cx) else { return progress };
+                if !self.poll_room(cx) {
+                    return progress;
+                }
                 self.ask_next(id);
                 progress = true;
+            }
+            let is_asked = |list: &Uncertainty| !list.is_empty() && list.asked == list.list.len();
+            if self
+                .state(id)
+                .is_some_and(|state| is_asked(&state.uncertain) && state.uncertain.round.is_none())
+            {
+                self.begin_round(id);
             }
         }
         progress
@@ -183,11 +227,10 @@ impl Pump {
         let (Some(known), at) = (&state.known, state.uncertain.asked) else { return };
         let Some(one) = state.uncertain.list.get_mut(at) else { return };
         let void = known.void.as_ref().filter(|_| one.flight.id.is_none());
-        // A stream that was made anew may have fewer.
-        let has_partition = (one.flight.partition as usize) < known.subjects.len();
-        let is_known =
-            has_partition && !one.spent && is_known_yet(&one.flight, known.id_window, timeout, now);
-        if void.is_none() && !is_known {
+        // What was for a stream that is gone is not for the one that has its name now.
+        let is_same = one.flight.mark == known.mark;
+        let is_known = !one.spent && is_known_yet(&one.flight, known.id_window, timeout, now);
+        if !is_same || (void.is_none() && !is_known) {
             // Nobody can say any more what became of it, and its bytes are as old.
             tracing::warn!(topic = %state.route.topic, "a message of a connection that ended cannot be made certain");
             if let Some(Uncertain { sequence, flight, .. }) = state.uncertain.list.remove(at) {
@@ -227,14 +270,11 @@ impl Pump {
         one.asked += 1;
         one.spent |= is_spent;
         state.uncertain.asked += 1;
-        let is_last = state.uncertain.asked == state.uncertain.list.len();
+        self.unwritten += super::FRAME + if is_spent { 0 } else { one.flight.bytes };
         if let Err(why) =
             Pin::new(&mut self.sink).start_send(OutboundMessage { reply: Some(reply), ..message })
         {
             tracing::debug!(%why, "a question for what is uncertain was not sent");
-        }
-        if is_last {
-            self.begin_round(id);
         }
     }
 
@@ -248,7 +288,10 @@ impl Pump {
             Err(stream) => (Err(stream), false),
             // Nothing is known: the next round asks again.
             Ok(Ack::NobodyListens) => return self.forget(id),
-            Ok(Ack::Refused { .. } | Ack::Unreadable(_)) => return,
+            Ok(Ack::Refused { code, status, description }) => {
+                return state.uncertain.refused(error::refused(code, status, &description, OPERATION));
+            }
+            Ok(Ack::Unreadable(_)) => return,
         };
         let window = state.known.as_ref().map(|known| known.id_window).unwrap_or_default();
         let Some(Uncertain { sequence, flight, asked, spent, .. }) = state.uncertain.take(number) else {
@@ -306,10 +349,13 @@ impl Pump {
         let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
         if state.uncertain.is_empty() {
             state.uncertain.round = None;
+            state.uncertain.refusal = None;
             if state.known.is_some() {
                 for queued in state.waiting.drain(..).rev() {
                     self.queue.push_front(queued);
                 }
+            } else if !state.waiting.is_empty() {
+                self.look(id);
             }
         }
     }
@@ -319,8 +365,7 @@ impl Pump {
         for id in 0..self.routes.len() {
             let Some(state) = self.routes[id].as_mut() else { continue };
             if state.uncertain.round.is_some_and(|round| round <= now) {
-                state.uncertain.asked = 0;
-                state.uncertain.round = None;
+                state.uncertain.begin();
             }
             for one in &mut state.uncertain.list {
                 if one.flight.reply.is_some() && one.flight.deadline <= now {
@@ -370,7 +415,7 @@ mod tests {
             let (flight, since) = (flight(), Instant::now());
             Uncertain { number, sequence: 10 + number, flight, since, asked: 1, spent }
         };
-        Uncertainty { list: (5..).zip(spent).map(one).collect(), asked: 4, round: None }
+        Uncertainty { list: (5..).zip(spent).map(one).collect(), asked: 4, round: None, refusal: None }
     }
 
     #[tokio::test]
