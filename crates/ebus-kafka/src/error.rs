@@ -153,6 +153,16 @@ pub(crate) fn publish_failed(code: RDKafkaErrorCode, may_be_stored: bool) -> Err
     error.with_operation("publish").with_source(KafkaError::MessageProduction(code))
 }
 
+/// Of a message that the broker has, when nobody said where: a receipt would have to invent it.
+pub(crate) fn no_place(partition: i32) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "the message is stored, but the broker's answer with its offset was lost; published again, it is stored twice",
+    )
+    .with_operation("publish")
+    .with_context("partition", partition)
+}
+
 /// A publish after librdkafka's producer has failed for good. Nothing of it is stored.
 pub(crate) fn fatal(code: RDKafkaErrorCode, reason: &str) -> Error {
     Error::new(kind_of(code), "publishing has failed for good on this connection; open a new one")

@@ -74,8 +74,8 @@ impl Flight {
 /// Dropping it does not un-publish: the message is on its way since `call`.
 ///
 /// # Errors
-/// `Timeout`: it may have been stored, or be stored later, in its order; it is never sent twice. `Unavailable`: it is not stored.
-/// `NotFound`: there is no such topic. `TooLarge`, `Denied`,
+/// `Timeout`: it may have been stored, or be stored later, in its order; it is never sent twice. Also where it is stored, and no
+/// broker said at which offset: the text says so. `Unavailable`: it is not stored. `NotFound`: there is no such topic. `TooLarge`, `Denied`,
 /// `Closed`, `Overloaded`: it is not stored.
 #[derive(Debug)]
 #[must_use = "the broker's answer is in it"]

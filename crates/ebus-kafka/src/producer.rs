@@ -8,7 +8,7 @@
 //! place, in flight and in the order, until the broker has answered or the connection is closed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,16 +20,17 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
 use rdkafka::statistics::Statistics;
-use std::collections::HashMap;
 use tower_service::Service;
 
 use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
 use crate::deadlines::Deadlines;
 use crate::elsewhere::Elsewhere;
-use crate::error::{fatal, from_kafka, publish_failed};
+use crate::error::{fatal, from_kafka, no_place, publish_failed};
 use crate::flight::{Flight, KafkaPublishFuture};
 use crate::in_flight::{InFlight, NoPlace, Waiter};
+use crate::known::{Seen, Topics};
+use crate::places::Places;
 use crate::serving::Serving;
 use crate::sys::produce::may_be_stored;
 use crate::takes::Takes;
@@ -83,36 +84,13 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Which topics exist, as far as is known.
-#[derive(Default)]
-struct Topics {
-    /// Grows when a topic turns out to be gone.
-    generation: AtomicU64,
-    list: RwLock<HashMap<Topic, Seen>>,
-}
-
-enum Seen {
-    Known(Takes),
-    /// It is being looked up; these wait, in the order of `call`.
-    LookedUp(Vec<(Message, Arc<Flight>)>),
-}
-
-impl Topics {
-    fn forget(&self, topic: &str) {
-        let mut list = self.list.write();
-        if matches!(list.get(topic), Some(Seen::Known(_))) {
-            list.remove(topic);
-            self.generation.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-}
-
 /// What librdkafka's thread does with delivery reports.
 pub(crate) struct Reports {
     log: Log,
     in_flight: Arc<InFlight>,
     deadlines: Arc<Deadlines>,
     reports: AtomicUsize,
+    places: Places,
     topics: Arc<Topics>,
 }
 
@@ -138,8 +116,10 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, flight: Arc<Flight>) {
         let result = match result {
             Ok(stored) => {
-                let (partition, offset) = (stored.partition(), stored.offset());
-                Ok((u32::try_from(partition).unwrap_or(0), u64::try_from(offset).unwrap_or(0)))
+                let (topic, partition) = (stored.topic(), stored.partition());
+                let place =
+                    u32::try_from(partition).ok().zip(self.places.place(topic, partition, stored.offset()));
+                place.ok_or_else(|| no_place(partition))
             }
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
@@ -167,6 +147,7 @@ impl Shared {
             in_flight: in_flight.clone(),
             deadlines: deadlines.clone(),
             reports: AtomicUsize::new(0),
+            places: Places::default(),
             topics: topics.clone(),
         };
         let client: BaseProducer<Reports> = clients::producer(config)
@@ -302,7 +283,7 @@ impl Shared {
                 .control
                 .run("publish", move |control| {
                     control.ensure(&name)?;
-                    Ok(control.takes(&name))
+                    Ok(control.takes(&name).unwrap_or_default())
                 })
                 .await;
             let mut list = shared.topics.list.write();
@@ -313,7 +294,7 @@ impl Shared {
                     for (message, flight) in waiting {
                         shared.enqueue_if(takes, topic.as_str(), &message, flight);
                     }
-                    list.insert(topic, Seen::Known(takes));
+                    list.insert(topic, Seen::Known(takes, Instant::now()));
                 }
                 Err(error) => {
                     drop(list);
@@ -321,6 +302,23 @@ impl Shared {
                         shared.in_flight.land(&flight, Err(error.clone()));
                     }
                 }
+            }
+        });
+    }
+
+    /// The topic may take by now what it did not: asks for it once in a while, beside what is published meanwhile.
+    fn ask_again(self: &Arc<Self>, topic: Topic) {
+        if !self.topics.asks_again(&topic, Instant::now()) {
+            return;
+        }
+        let shared = self.clone();
+        self.runtime.spawn(async move {
+            let name = topic.clone();
+            // What is not told stays as it was.
+            if let Ok(Some(takes)) =
+                shared.control.run("publish", move |control| Ok(control.takes(&name))).await
+            {
+                shared.topics.told(&topic, takes);
             }
         });
     }
@@ -349,7 +347,7 @@ impl KafkaProducer {
             return Some(*takes);
         }
         let list = self.shared.topics.list.read();
-        let Some(Seen::Known(takes)) = list.get(topic) else { return None };
+        let Some(Seen::Known(takes, _)) = list.get(topic) else { return None };
         let takes = *takes;
         drop(list);
         self.known = Some((topic.clone(), generation, takes));
@@ -407,8 +405,8 @@ impl Service<Publish> for KafkaProducer {
         }
         let takes = self.takes(&topic);
         if let Some(Err(error)) = takes.map(|takes| takes.check(&message)) {
-            // It may take more by now: the next one asks.
-            self.shared.topics.forget(topic.as_str());
+            drop(closed);
+            shared.ask_again(topic.clone());
             return KafkaPublishFuture::refused(topic, error);
         }
         let stalled = std::mem::take(&mut self.stalled);
@@ -435,7 +433,7 @@ impl Service<Publish> for KafkaProducer {
         }
         let mut list = self.shared.topics.list.write();
         match list.get_mut(&topic) {
-            Some(Seen::Known(takes)) => self.shared.enqueue_if(*takes, topic.as_str(), &message, flight),
+            Some(Seen::Known(takes, _)) => self.shared.enqueue_if(*takes, topic.as_str(), &message, flight),
             Some(Seen::LookedUp(waiting)) => waiting.push((message, flight)),
             None => {
                 list.insert(topic.clone(), Seen::LookedUp(vec![(message, flight)]));

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 
 use super::*;
+use crate::known::ASK_AGAIN;
 use crate::sys::produce::fail_for_good;
 
 const DEADLINE: Duration = Duration::from_millis(300);
@@ -15,7 +16,7 @@ fn away(places: usize) -> (Arc<Shared>, KafkaProducer) {
         KafkaConfig::new("127.0.0.1:1").with_delivery_timeout(DEADLINE).with_in_flight_messages(places);
     let control = Control::new(Arc::new(config.clone())).expect("control");
     let shared = Shared::new(&config, control).expect("shared");
-    shared.topics.list.write().insert(topic(), Seen::Known(Takes::default()));
+    shared.topics.list.write().insert(topic(), Seen::Known(Takes::default(), Instant::now()));
     (shared.clone(), KafkaProducer::new(shared))
 }
 
@@ -112,4 +113,25 @@ async fn g9_after_a_fatal_error_every_publish_fails_with_it_and_none_hangs() {
         assert!(error.to_string().contains("made by a test"), "{error}");
     }
     assert_eq!(shared.in_flight.messages(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_topic_does_not_take_is_asked_for_once_in_a_while_and_keeps_nobody_waiting() {
+    let (shared, mut producer) = away(10);
+    let takes = Takes { most_bytes: Some(200), needs_key: false };
+    let asked = Instant::now();
+    shared.topics.list.write().insert(topic(), Seen::Known(takes, asked));
+    for _ in 0..3 {
+        let large = Publish::new(topic(), Message::new(vec![0; 300]).with_key("k"));
+        assert_eq!(producer.call(large).await.expect_err("too large").kind(), ErrorKind::TooLarge);
+        let _after = producer.call(message());
+        let list = shared.topics.list.read();
+        assert!(matches!(list.get(&topic()), Some(Seen::Known(..))), "the next one waits for a look-up");
+    }
+    assert!(!shared.topics.asks_again(&topic(), asked + ASK_AGAIN / 2), "it was asked just before");
+    assert!(shared.topics.asks_again(&topic(), asked + 2 * ASK_AGAIN));
+    assert!(!shared.topics.asks_again(&topic(), asked + 2 * ASK_AGAIN), "twice");
+    // A clone that knows it has what is told later.
+    shared.topics.told(&topic(), Takes { most_bytes: Some(400), needs_key: false });
+    assert_eq!(producer.takes(&topic()).and_then(|takes| takes.most_bytes), Some(400));
 }

@@ -181,16 +181,16 @@ impl Control {
         }
     }
 
-    /// What a topic takes, as far as its brokers tell in time.
-    pub(crate) fn takes(&self, topic: &Topic) -> Takes {
+    /// What a topic takes, if its brokers tell in time.
+    pub(crate) fn takes(&self, topic: &Topic) -> Option<Takes> {
         match topic_configs(self.client(), topic.as_str(), self.timeout().min(TELLING)) {
-            Ok(configs) => Takes {
+            Ok(configs) => Some(Takes {
                 most_bytes: configs.get("max.message.bytes").and_then(|most| most.parse().ok()),
                 needs_key: configs.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
-            },
+            }),
             Err(error) => {
                 tracing::debug!(%topic, error = %error.chain(), "what the topic takes is not told; its broker refuses the rest");
-                Takes::default()
+                None
             }
         }
     }

@@ -129,7 +129,7 @@ async fn what_a_topic_does_not_take_is_not_sent(url: String) -> Tested {
         backend.publisher().publish(ebus_core::Publish::new(topic.clone(), message)).await
     };
     publish(message(PAYLOAD)).await?;
-    // The first that is refused was looked up just before, the second looks up by itself.
+    // None of them makes the next one wait for a look-up.
     for _ in 0..2 {
         let error = publish(message(PAYLOAD + 1)).await.err().ok_or("a byte too many was taken")?;
         assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");

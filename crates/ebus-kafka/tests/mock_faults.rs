@@ -1,8 +1,8 @@
-//! Ownership while a coordinator fails in every way that librdkafka's mock cluster can.
+//! Ownership while a coordinator fails in every way that librdkafka's mock cluster can, and receipts of brokers that say less.
 
 use std::time::{Duration, Instant};
 
-use ebus_core::{Backend, ErrorKind, Group, SourceOptions, Topic};
+use ebus_core::{Backend, ErrorKind, Group, Message, Publish, SourceOptions, Topic};
 use libtest_mimic::Trial;
 use rdkafka::types::RDKafkaApiKey as Api;
 use rdkafka::types::RDKafkaRespErr::{self as Code, *};
@@ -208,6 +208,34 @@ async fn a_broker_that_is_away_for_a_moment_is_no_loss(mock: Mock) -> Tested {
     Ok(())
 }
 
+/// A broker that has a batch already need not say where: nobody gets a receipt with somebody else's offset for that.
+async fn p1_a_receipt_invents_no_offset_for_what_the_broker_has_already(mock: Mock) -> Tested {
+    // Together in one batch: the second and third look as if they began the log.
+    let backend = Mocked::connect(&mock, |config| config.with_linger(Duration::from_millis(200))).await?;
+    let topic = fresh("had")?;
+    mock.create_topic(topic.as_str(), 1)?;
+    let one = async || {
+        backend.publisher().publish(Publish::new(topic.clone(), Message::new("m").with_key("k"))).await
+    };
+    let three = async || tokio::join!(one(), one(), one());
+    let (first, second, third) = three().await;
+    assert_eq!([first?.offset, second?.offset, third?.offset], [0, 1, 2]);
+    mock.with(|cluster| {
+        cluster.request_errors(Api::Produce, &[RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER]);
+    });
+    let (first, second, third) = three().await;
+    for answer in [first, second, third] {
+        let error = answer.err().ok_or("a receipt with an offset that nobody said")?;
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(error.to_string().contains("is stored"), "{error}");
+    }
+    // The mock has refused that batch; what comes next has its place again.
+    let (first, second, third) = three().await;
+    assert_eq!([first?.offset, second?.offset, third?.offset], [3, 4, 5]);
+    backend.close(Duration::from_secs(5)).await?;
+    Ok(())
+}
+
 fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
     let mut trials = vec![
@@ -216,6 +244,10 @@ fn main() {
             p3_membership_that_is_lost_while_a_revocation_is_held_is_seen,
         ),
         trial("refused_commits_are_paced", refused_commits_are_paced),
+        trial(
+            "p1_a_receipt_invents_no_offset_for_what_the_broker_has_already",
+            p1_a_receipt_invents_no_offset_for_what_the_broker_has_already,
+        ),
         trial(
             "p3_without_a_coordinator_all_is_lost_by_our_own_clock",
             p3_without_a_coordinator_all_is_lost_by_our_own_clock,

@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 
 use crate::config::KafkaConfig;
 use crate::producer;
+use crate::takes::Takes;
 use crate::topics::Control;
 use names::Place;
 use table::{Reading, Table};
@@ -36,13 +37,23 @@ use writer::Writer;
 /// The longest value: half of what a topic takes by default, because keys of some length and a header come on top.
 const MOST_BYTES: usize = 512 << 10;
 
+/// What a batch needs beside its value: names in its key, and the frames around both.
+const FRAME_BYTES: usize = 1 << 10;
+
 /// What a connection has of the topic, for all groups.
 pub(crate) struct Shared {
-    config: Arc<KafkaConfig>,
     control: Control,
     producer: Arc<producer::Shared>,
     writer: Writer,
     reading: Reading,
+    max_bytes: usize,
+}
+
+/// The longest value. The handle that writes leaves room for frames by itself; the topic may be one of somebody else's making,
+/// that takes less.
+fn max_bytes(config: &KafkaConfig, takes: Takes) -> usize {
+    let topic = takes.most_bytes.map_or(usize::MAX, |most| most.saturating_sub(FRAME_BYTES));
+    MOST_BYTES.min(config.max_message_bytes).min(topic)
 }
 
 impl Shared {
@@ -58,11 +69,12 @@ impl Shared {
     ) -> Result<Arc<Self>, Error> {
         let name = config.parked_topic()?;
         let (asked, wanted) = (config.clone(), name.clone());
-        control.run("parking", move |control| topic::ensure(control, &asked, &wanted)).await?;
+        let takes = control.run("parking", move |control| topic::ensure(control, &asked, &wanted)).await?;
         let writer = Writer::new(&config, name.clone())?;
         let reading = Reading::start(config.clone(), control.clone(), name);
         reading.with(|_| ()).await?;
-        Ok(Arc::new(Self { config, control, producer, writer, reading }))
+        let max_bytes = max_bytes(&config, takes);
+        Ok(Arc::new(Self { control, producer, writer, reading, max_bytes }))
     }
 }
 
@@ -120,7 +132,7 @@ fn unframed(frame: &Bytes) -> Option<Bytes> {
 #[async_trait]
 impl Parking for KafkaParking {
     fn max_bytes(&self) -> usize {
-        MOST_BYTES.min(self.shared.config.max_message_bytes)
+        self.shared.max_bytes
     }
 
     async fn claim(&self, partition: &PartitionId, epoch: Epoch) -> Result<Option<Bytes>, Error> {
@@ -188,4 +200,28 @@ impl Parking for KafkaParking {
 fn fenced(group: &Group, partition: &PartitionId) -> Error {
     let message = "the parked keys of the partition are claimed by a later owner";
     Error::new(ErrorKind::Fenced, message).with_context("group", group).with_context("partition", partition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list that is refused for ever stops all keys that would be parked.
+    #[test]
+    fn a_value_is_not_longer_than_the_topic_takes_with_its_key_and_frames() {
+        let takes = |most_bytes| Takes { most_bytes, needs_key: true };
+        let config = KafkaConfig::new("b:9092");
+        assert_eq!(max_bytes(&config, takes(None)), MOST_BYTES);
+        assert_eq!(max_bytes(&config, takes(Some(1 << 20))), MOST_BYTES);
+        assert_eq!(max_bytes(&config, takes(Some(900))), 0, "not even a key fits");
+        assert_eq!(max_bytes(&config.with_max_message_bytes(5_000), takes(Some(1 << 20))), 5_000);
+        let most = 100_000;
+        let len = max_bytes(&KafkaConfig::new("b:9092"), takes(Some(most)));
+        let long = "n".repeat(200);
+        let partition = PartitionId::new(ebus_core::Topic::new(&long).expect("legal"), u32::MAX);
+        let key = Place::new(&Group::new(&long).expect("legal"), &partition)
+            .value(LogMark(u128::MAX), Epoch(u64::MAX));
+        let record = ebus_core::Message::new(framed(Some(&Bytes::from(vec![0; len])))).with_key(key);
+        takes(Some(most)).check(&record).expect("the longest value of the longest names");
+    }
 }

@@ -9,6 +9,7 @@ use crate::clients::FRAMING;
 use crate::config::KafkaConfig;
 use crate::error::invalid;
 use crate::sys::admin;
+use crate::takes::Takes;
 use crate::topics::Control;
 
 /// As Kafka keeps its own state: on three brokers.
@@ -18,8 +19,8 @@ const SEGMENT_BYTES: usize = 16 << 20;
 /// How often it is looked up until it has a leader.
 const SETTLING: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// Finds it or creates it; blocks.
-pub(super) fn ensure(control: &Control, config: &KafkaConfig, topic: &Topic) -> Result<(), Error> {
+/// Finds it or creates it; blocks. What it takes, as far as its brokers tell.
+pub(super) fn ensure(control: &Control, config: &KafkaConfig, topic: &Topic) -> Result<Takes, Error> {
     match control.describe(topic)? {
         Some(described) if described.partitions > 1 => {
             tracing::warn!(%topic, partitions = described.partitions, "of the topic of parked keys only the first partition is used");
@@ -27,14 +28,14 @@ pub(super) fn ensure(control: &Control, config: &KafkaConfig, topic: &Topic) -> 
         Some(_) => {}
         None => create(control, config, topic)?,
     }
-    let takes = control.takes(topic);
     // What may not be described is as its owner made it.
+    let takes = control.takes(topic).unwrap_or_default();
     if takes.most_bytes.is_some() && !takes.needs_key {
         let message = "the topic of parked keys is not compacted, so that it would forget them; set cleanup.policy=compact, or name \
                        another parked_topic";
         return Err(invalid(message).with_context("topic", topic));
     }
-    Ok(())
+    Ok(takes)
 }
 
 fn create(control: &Control, config: &KafkaConfig, topic: &Topic) -> Result<(), Error> {
