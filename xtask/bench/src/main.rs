@@ -124,7 +124,14 @@ mod tests {
 
     #[test]
     fn all_run_when_none_is_named() {
-        assert!(names(&[]).starts_with(&["pool", "pool-1ms", "pool-256", "pool-1024", "memory"]));
+        assert!(names(&[]).starts_with(&[
+            "pool",
+            "pool-batch",
+            "pool-1ms",
+            "pool-256",
+            "pool-1024",
+            "memory"
+        ]));
     }
 
     #[test]
