@@ -15,6 +15,8 @@ pub(crate) fn kind_of(code: RDKafkaErrorCode) -> ErrorKind {
         | C::PurgeInflight => ErrorKind::Timeout,
         // No partition asked for has a leader that is known.
         C::NoEnt
+        // Metadata and answer are of different moments: a leader moves.
+        | C::Inconsistent
         | C::AllBrokersDown
         | C::BrokerTransportFailure
         | C::Resolve
@@ -200,6 +202,7 @@ mod tests {
             (RDKafkaErrorCode::UnknownLeaderEpoch, ErrorKind::Unavailable),
             // As a join met it while its broker was killed: it passes.
             (RDKafkaErrorCode::NoEnt, ErrorKind::Unavailable),
+            (RDKafkaErrorCode::Inconsistent, ErrorKind::Unavailable),
             (RDKafkaErrorCode::Application, ErrorKind::Unexpected),
         ] {
             assert_eq!(from_code("test", code).kind(), kind, "{code:?}");

@@ -212,7 +212,8 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(5));
         }
         let flushed = self.client.flush(end.saturating_duration_since(Instant::now()));
-        let left = usize::try_from(self.client.in_flight_count()).unwrap_or(0);
+        // librdkafka counts its errors and log lines too; ours counts places that nobody has used.
+        let left = usize::try_from(self.client.in_flight_count()).unwrap_or(0).min(self.in_flight.messages());
         // Whose publish has failed with `Timeout` before: closing need not fail because of them again.
         let overdue = self.in_flight.overdue();
         if flushed.is_err() {
