@@ -27,6 +27,7 @@ pub(crate) struct Memory {
     topic: Topic,
     load: Load,
     members: BTreeMap<u32, Slot>,
+    joining: Arc<tokio::sync::Mutex<()>>,
     /// They leave, or were crashed: their tasks end.
     ending: Vec<Slot>,
     publishers: BTreeMap<u32, JoinHandle<Result<()>>>,
@@ -75,6 +76,7 @@ impl Memory {
             topic: Topic::new(&names.topic)?,
             load,
             members: BTreeMap::new(),
+            joining: Arc::default(),
             ending: Vec::new(),
             publishers: BTreeMap::new(),
             stop: watch::Sender::new(false),
@@ -117,12 +119,14 @@ impl Memory {
         let (end, mut ends) = oneshot::channel();
         let (backend, history) = (self.recorded(&name), self.marks.0.clone());
         let (faults, group) = (self.faults(), self.group.clone());
-        let (own, told) = (name.clone(), Arc::clone(&id));
+        let (own, told, joining) = (name.clone(), Arc::clone(&id), Arc::clone(&self.joining));
         let task = tokio::spawn(async move {
+            // One after the other, so that the last member is this one.
+            let turn = joining.lock().await;
             let joined = Member::join(backend, &history, &own).await;
             let member = joined.map_err(|error| anyhow::anyhow!("could not join: {}", error.chain()))?;
-            // Joins are done one by one, so the last is this one.
             told.get_or_init(|| *faults.members(&group).last().expect("it has just joined"));
+            drop(turn);
             let how = tokio::select! {
                 biased;
                 how = &mut ends => how.unwrap_or(How::Drop),
