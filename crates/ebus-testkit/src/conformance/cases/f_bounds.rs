@@ -30,20 +30,27 @@ pub(super) async fn f01_slow_handler_fast_broker(ctx: &Ctx) -> Checked {
     }
     let count = try_join_all(sent).await?.len();
     ctx.rules(|rules| rules.max_in_flight(SLOTS));
-    // One group is bounded by messages, the other by bytes.
+    // One group is bounded by messages, the other by bytes. Nothing is handled before both are looked at.
+    let watched = Gate::closed();
     let mut members = Vec::new();
     for (label, messages, bytes) in [("messages", MESSAGES, 64 << 20), ("bytes", 65_536, BYTES)] {
+        let passed = watched.clone();
         let member = ctx.member(label, &ctx.group(label), &[&topic]);
         let member = member
             .pool(|pool| {
                 pool.with_max_in_flight(SLOTS).with_budget_messages(messages).with_budget_bytes(bytes)
             })
-            .handler(|_| async {
-                tokio::time::sleep(Duration::from_millis(3)).await;
-                Outcome::Ack
+            .handler(move |_| {
+                let watched = passed.clone();
+                async move {
+                    watched.pass().await;
+                    tokio::time::sleep(Duration::from_millis(3)).await;
+                    Outcome::Ack
+                }
             });
         members.push(member.start().await?);
     }
+    watched.open();
     let most = Mutex::new((0, 0));
     ctx.until_some("both groups have handled all", || async {
         let (one, other) = (members[0].state().await, members[1].state().await);
