@@ -8,6 +8,7 @@
 //! Where the server has batches and this connection is likely to be the stream's only publisher, what is sent while others
 //! are on their way goes as batches (`batches`).
 
+mod answers;
 mod batches;
 mod deadlines;
 mod lookups;
@@ -23,13 +24,12 @@ use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::message::OutboundMessage;
 use async_nats::{PublishErrorKind, Subscriber};
 use ebus_core::{Error, ErrorKind, Receipt, Retryability};
+use futures_util::Sink;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{Sink, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
-use crate::ack::Ack;
 use crate::batch::Batch;
 use crate::connection::Connection;
 use crate::error;
@@ -200,94 +200,6 @@ impl Pump {
                 self.timer_armed = false;
             }
         }
-    }
-
-    fn poll_acks(&mut self, cx: &mut Context<'_>) -> bool {
-        for done in 0..BATCH {
-            match self.acks.poll_next_unpin(cx) {
-                Poll::Ready(Some(message)) => self.answered(&message),
-                Poll::Ready(None) => {
-                    self.has_ended = true;
-                    return done > 0;
-                }
-                Poll::Pending => return done > 0,
-            }
-        }
-        true
-    }
-
-    fn answered(&mut self, message: &async_nats::Message) {
-        let tail = message.subject.get(self.inbox.len() + 1..).unwrap_or_default();
-        if let Some(number) = tail.strip_prefix(uncertain::ASKED) {
-            if let Ok(number) = number.parse() {
-                self.told(number, message);
-            }
-            return;
-        }
-        let Ok(number) = tail.parse() else {
-            self.batch_answered(message);
-            return;
-        };
-        let Some((sequence, flight)) = self.take(number) else {
-            return self.answered_late(number, message);
-        };
-        match Ack::read_of(message, &flight.route.stream) {
-            Ok(ack) => {
-                if let Ack::Stored { sequence: offset, duplicate: false } = ack {
-                    self.note_offset(&flight, number, offset);
-                }
-                self.acknowledged(sequence, flight, ack);
-            }
-            Err(stream) => self.stored_elsewhere(sequence, flight, stream),
-        }
-    }
-
-    /// The message of this number, which the server has answered: so what was sent before it has come there too.
-    fn take(&mut self, number: u64) -> Option<(u64, Box<Flight>)> {
-        while let Some(flight) = self.window.pop_expired(number) {
-            forget(&mut self.kept, &flight);
-        }
-        self.window.take(number)
-    }
-
-    fn acknowledged(&mut self, sequence: u64, flight: Box<Flight>, ack: Ack) {
-        match ack {
-            Ack::Stored { sequence: offset, duplicate } => {
-                let topic = flight.route.topic.clone();
-                let receipt = Receipt::new(topic, flight.partition, offset)
-                    .with_duplicate(duplicate && flight.id.is_some());
-                self.finish(sequence, flight, Ok(receipt));
-            }
-            Ack::Refused { code, status, description } => {
-                let error = error::refused(code, status, &description, OPERATION);
-                self.fail(sequence, flight, error);
-            }
-            Ack::NobodyListens => {
-                let id = flight.route.id;
-                self.forget(id);
-                let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) else { return };
-                state.autopsy.push((sequence, flight));
-                self.look(id);
-            }
-            Ack::Unreadable(why) => {
-                let error =
-                    Error::new(ErrorKind::Unexpected, format!("the acknowledgement cannot be read: {why}"))
-                        .with_operation(OPERATION);
-                self.fail(sequence, flight, error);
-            }
-        }
-    }
-
-    /// The topic's stream has gone or lost its subjects: nothing more goes there unseen.
-    fn stored_elsewhere(&mut self, sequence: u64, flight: Box<Flight>, stream: String) {
-        self.forget(flight.route.id);
-        let error = Error::new(
-            ErrorKind::Unexpected,
-            "the message was stored in another stream than the topic's, which takes its subject now",
-        )
-        .with_operation(OPERATION)
-        .with_context("stream", stream);
-        self.fail(sequence, flight, error);
     }
 
     /// Hands on what can be handed on, in order.
