@@ -29,6 +29,8 @@ pub const TOPIC: &str = "ebus-dlq-topic";
 pub const PARTITION: &str = "ebus-dlq-partition";
 /// Its offset there.
 pub const OFFSET: &str = "ebus-dlq-offset";
+/// Under which ownership of that partition it was given up: of two letters with the same id, the later owner's has the higher one.
+pub const EPOCH: &str = "ebus-dlq-epoch";
 /// How often it ran; 0 of one that was parked.
 pub const ATTEMPTS: &str = "ebus-dlq-attempts";
 /// When it first failed, in milliseconds since 1970-01-01 UTC; not there when it never ran.
@@ -39,8 +41,20 @@ pub const LAST_FAILED_MS: &str = "ebus-dlq-last-failed-ms";
 pub const CUT: &str = "ebus-dlq-cut";
 
 /// All of them.
-const NAMES: [&str; 11] =
-    [ID, REASON, ERROR, GROUP, TOPIC, PARTITION, OFFSET, ATTEMPTS, FIRST_FAILED_MS, LAST_FAILED_MS, CUT];
+const NAMES: [&str; 12] = [
+    ID,
+    REASON,
+    ERROR,
+    GROUP,
+    TOPIC,
+    PARTITION,
+    OFFSET,
+    EPOCH,
+    ATTEMPTS,
+    FIRST_FAILED_MS,
+    LAST_FAILED_MS,
+    CUT,
+];
 
 /// Bytes that the added headers may take: room for an error chain, small beside any broker's message limit.
 const MAX_ADDED_BYTES: usize = 4 << 10;
@@ -100,6 +114,7 @@ pub(crate) fn letter(to: &Topic, origin: &Origin, message: &Message, why: &Obitu
     add(TOPIC, origin.partition.topic.to_string());
     add(PARTITION, origin.partition.partition.to_string());
     add(OFFSET, origin.offset.to_string());
+    add(EPOCH, origin.epoch.0.to_string());
     add(ATTEMPTS, why.attempts.to_string());
     if why.attempts > 0 {
         add(FIRST_FAILED_MS, why.first_failed.as_millis().to_string());
@@ -165,6 +180,7 @@ mod tests {
             (TOPIC, "orders"),
             (PARTITION, "3"),
             (OFFSET, "7"),
+            (EPOCH, "5"),
             (ATTEMPTS, "3"),
             (FIRST_FAILED_MS, "1"),
             (LAST_FAILED_MS, "2"),
@@ -191,7 +207,9 @@ mod tests {
             publish = letter(&topic, &origin, &publish.message, &obituary("boom".into()), false);
         }
         let headers = &publish.message.headers;
-        for (name, value) in [(OFFSET, "9"), (TOPIC, "orders.again"), (ERROR, "boom"), ("own", "1")] {
+        for (name, value) in
+            [(OFFSET, "9"), (EPOCH, "6"), (TOPIC, "orders.again"), (ERROR, "boom"), ("own", "1")]
+        {
             let values: Vec<_> = headers.iter().filter(|(n, _)| *n == name).map(|(_, value)| value).collect();
             assert_eq!(values, [value], "{name}");
         }

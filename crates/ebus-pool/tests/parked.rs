@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::letters::Letters;
 use common::*;
-use ebus_core::{ErrorKind, Handler, Outcome, Owned};
+use ebus_core::{Epoch, ErrorKind, Handler, Lease, Outcome, Owned};
 use ebus_pool::{Doing, Pool, RetryPolicy};
 
 const MS: Duration = Duration::from_millis(1);
@@ -482,6 +482,70 @@ async fn p3_a_former_owner_neither_parks_nor_frees() {
     former.script.lose(owned);
     let report = former.pool.drain(1000 * MS).await;
     assert!(report.committed.is_ok(), "and hangs nobody");
+}
+
+/// Takes over from `former`, which is not told; committed is what is below `from`.
+fn taken_over(former: &World, from: u64) -> (World, Owned) {
+    let mut later = world_with(&[], 10, former.letters.clone());
+    let epoch = Epoch(former.letters.state().epoch + 1);
+    let owned = later.script.assign_under(0, epoch, Lease::unlimited());
+    later.script.rewind(owned, from);
+    (later, owned)
+}
+
+/// It followed an earlier parking, and was ahead: its letter stood in front of those of the later parking that come before it, and
+/// the redrive took it first and skipped them.
+#[tokio::test(start_paused = true)]
+async fn p1_letters_of_a_former_owner_between_those_of_a_later_parking_are_left_alone() {
+    let mut former = world(&[0], 10);
+    let had = former.script.assign(0);
+    former.deliver(had, &["a", "a"]);
+    former.finished(2).await;
+    // Each looks for requests twice a second from its beginning on: asked so, the later one is the first to see it.
+    tokio::time::sleep(250 * MS).await;
+    let (mut later, owned) = taken_over(&former, 2);
+    tokio::time::sleep(350 * MS).await;
+    later.redriven("a").await;
+    former.deliver(had, &["a", "a"]);
+    former.finished(4).await;
+    later.bad.set(&[2]);
+    later.deliver(owned, &["a"]);
+    later.finished(1).await;
+    former.deliver(had, &["a"]);
+    former.finished(5).await;
+    later.deliver(owned, &["a", "a"]);
+    later.finished(3).await;
+    let told: Vec<_> = later.letters.told().into_iter().map(|(offset, _)| offset).collect();
+    assert_eq!(told, [0, 1, 2, 3, 2, 4, 3, 4], "4 of the former owner stands before 3 of the later one");
+    assert_eq!(later.letters.parked().await[0].epoch, owned.epoch);
+    later.bad.set(&[]);
+    later.redriven("a").await;
+    assert_eq!(later.log.starts(), [0, 1, 2, 2, 3, 4], "each once, in order");
+    later.deliver(owned, &["a"]);
+    later.finished(4).await;
+    assert_eq!(later.log.starts().last(), Some(&5));
+}
+
+/// It knew of no such key, took the request for one in vain, and nobody ever redrove the key.
+#[tokio::test(start_paused = true)]
+async fn p8_a_former_owner_takes_no_request_of_a_later_one_away() {
+    let mut former = world(&[0], 10);
+    let had = former.script.assign(0);
+    former.deliver(had, &["z"]);
+    former.finished(1).await;
+    let (mut later, owned) = taken_over(&former, 1);
+    later.bad.set(&[1]);
+    later.deliver(owned, &["a"]);
+    later.finished(1).await;
+    later.script.lose(owned);
+    let _ = later.pool.drain(MS).await;
+    for key in ["a", "z"] {
+        later.letters.redrive(key).await.expect("it is parked");
+    }
+    former.bad.set(&[]);
+    tokio::time::sleep(60_000 * MS).await;
+    assert_eq!(later.letters.state().requests.len(), 2, "they wait for the next owner");
+    assert_eq!(former.pool.state().await.trouble.map(|error| error.kind()), Some(ErrorKind::Fenced));
 }
 
 #[tokio::test(start_paused = true)]

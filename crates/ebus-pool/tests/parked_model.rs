@@ -4,12 +4,13 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::letters::Letters;
 use common::*;
-use ebus_core::{ErrorKind, Outcome, Owned};
+use ebus_core::{Epoch, ErrorKind, Lease, Outcome, Owned};
 use ebus_pool::{Pool, RetryPolicy};
 use proptest::prelude::*;
 
@@ -26,6 +27,12 @@ enum Step {
     Redrive(usize),
     /// Handed over with notice: what is settled was committed.
     HandOver,
+    /// Another member takes over, up to so many messages that were settled not committed, and this one goes on and does not know it.
+    TakeOver(u64),
+    /// So many messages of a key are published, and the last one that does not know it is the first to read them.
+    GoOn(usize, usize),
+    /// All that did not know it learn it.
+    Learn,
     /// Lost without notice; up to so many messages that were settled were not committed.
     Lose(u64),
     StoreFails(bool),
@@ -39,12 +46,27 @@ fn step() -> impl Strategy<Value = Step> {
         8 => key.clone().prop_map(Step::Deliver),
         4 => (0u64..1_500).prop_map(Step::Wait),
         3 => (key.clone(), any::<bool>()).prop_map(|(key, broken)| Step::Break(key, broken)),
-        3 => key.prop_map(Step::Redrive),
+        3 => key.clone().prop_map(Step::Redrive),
         1 => Just(Step::HandOver),
         1 => (0u64..6).prop_map(Step::Lose),
+        1 => (0u64..6).prop_map(Step::TakeOver),
+        2 => (key, 0usize..4).prop_map(|(key, count)| Step::GoOn(key, count)),
+        1 => Just(Step::Learn),
         1 => any::<bool>().prop_map(Step::StoreFails),
         1 => any::<bool>().prop_map(Step::PublishFails),
         1 => any::<bool>().prop_map(Step::ReadFails),
+    ]
+}
+
+/// One key that is parked and redriven again and again, while its former owners go on.
+fn stale_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => Just(Step::Deliver(0)),
+        4 => (0u64..700).prop_map(Step::Wait),
+        4 => any::<bool>().prop_map(|broken| Step::Break(0, broken)),
+        3 => Just(Step::Redrive(0)),
+        1 => (0u64..3).prop_map(Step::TakeOver),
+        4 => (0usize..4).prop_map(|count| Step::GoOn(0, count)),
     ]
 }
 
@@ -74,37 +96,38 @@ impl Model {
     }
 }
 
-struct World {
+/// One member of the group.
+struct Member {
     script: Script,
     pool: Pool,
-    letters: Letters,
-    model: Arc<Mutex<Model>>,
     owned: Owned,
-    keys: Vec<usize>,
+    /// It owns the partition, whatever it thinks: the model counts what it does.
+    counts: Arc<AtomicBool>,
 }
 
-impl World {
-    fn new() -> Self {
+impl Member {
+    fn new(letters: &Letters, model: &Arc<Mutex<Model>>, epoch: Epoch) -> Self {
         let (script, source) = script();
-        let letters = Letters::default();
         let config = letters.config(2).with_retry(RetryPolicy::fixed(20 * MS).max_attempts(2));
         let pool = Pool::start(source, config).expect("valid");
-        let model = Arc::new(Mutex::new(Model { once: true, ..Model::default() }));
-        let seen = model.clone();
+        let counts = Arc::new(AtomicBool::new(true));
+        let (model, counted) = (model.clone(), counts.clone());
         pool.subscribe(
             topic(),
             handler(move |delivery| {
-                let seen = seen.clone();
+                let (model, counted) = (model.clone(), counted.clone());
                 let key =
                     KEYS.iter().position(|key| delivery.key() == Some(&(*key).into())).expect("one of them");
-                seen.lock().expect("whole").start(key, delivery.offset());
+                if counted.load(Relaxed) {
+                    model.lock().expect("whole").start(key, delivery.offset());
+                }
                 async move {
                     tokio::time::sleep(2 * MS).await;
-                    let mut model = seen.lock().expect("whole");
+                    let mut model = model.lock().expect("whole");
                     if model.broken.contains(&key) {
                         return retry(5 * MS);
                     }
-                    if !model.succeeded.insert(delivery.offset()) && model.once {
+                    if counted.load(Relaxed) && !model.succeeded.insert(delivery.offset()) && model.once {
                         model.wrong.get_or_insert(format!("{} was handled twice", delivery.offset()));
                     }
                     Outcome::Ack
@@ -112,36 +135,76 @@ impl World {
             }),
         )
         .expect("open");
-        let owned = script.assign(0);
-        Self { script, pool, letters, model, owned, keys: Vec::new() }
+        let owned = script.assign_under(0, epoch, Lease::unlimited());
+        Self { script, pool, owned, counts }
     }
 
-    fn deliver(&mut self, key: usize) {
-        let offset = self.script.deliver(self.owned, Some(KEYS[key]));
-        let mut model = self.model.lock().expect("whole");
-        assert_eq!(offset, self.keys.len() as u64);
-        model.lanes[key].push(offset);
+    /// The next ones.
+    fn deliver(&mut self, keys: &[usize]) {
+        for key in keys {
+            self.script.deliver(self.owned, Some(KEYS[*key]));
+        }
+    }
+
+    /// Reads all, but for what a position says is finished.
+    fn read(&mut self, keys: &[usize], finished: &BTreeSet<u64>) {
+        for (offset, key) in (0..).zip(keys) {
+            self.script.rewind(self.owned, offset);
+            if !finished.contains(&offset) {
+                self.script.deliver(self.owned, Some(KEYS[*key]));
+            }
+        }
+        self.script.rewind(self.owned, keys.len() as u64);
+    }
+}
+
+struct World {
+    now: Member,
+    /// Those that do not know that they lost the partition, and up to where they were delivered its messages.
+    former: Vec<(Member, usize)>,
+    /// Up to where the owner was delivered its messages.
+    read: usize,
+    letters: Letters,
+    model: Arc<Mutex<Model>>,
+    /// What members before this one had finished, and committed.
+    finished: BTreeSet<u64>,
+    keys: Vec<usize>,
+}
+
+impl World {
+    fn new() -> Self {
+        let letters = Letters::default();
+        let model = Arc::new(Mutex::new(Model { once: true, ..Model::default() }));
+        let now = Member::new(&letters, &model, Epoch(1));
+        Self { now, former: Vec::new(), read: 0, letters, model, finished: BTreeSet::new(), keys: Vec::new() }
+    }
+
+    /// What is finished, but for the last `uncommitted` of this member.
+    fn committed(&self, uncommitted: u64) -> BTreeSet<u64> {
+        let finished = self.now.script.finished();
+        let kept = finished.len().saturating_sub(uncommitted as usize);
+        self.finished.iter().chain(&finished[..kept]).copied().collect()
+    }
+
+    fn publish(&mut self, key: usize) {
+        self.model.lock().expect("whole").lanes[key].push(self.keys.len() as u64);
         self.keys.push(key);
     }
 
-    /// The next owner reads from `from` on, but for what a position says is finished.
-    fn assign(&mut self, from: u64, finished: &BTreeSet<u64>) {
-        self.owned = self.script.assign(0);
-        for offset in from..self.keys.len() as u64 {
-            self.script.rewind(self.owned, offset);
-            if !finished.contains(&offset) {
-                self.script.deliver(self.owned, Some(KEYS[self.keys[offset as usize]]));
-            }
-        }
-        self.script.rewind(self.owned, self.keys.len() as u64);
+    fn catch_up(&mut self) {
+        self.now.deliver(&self.keys[self.read..]);
+        self.read = self.keys.len();
     }
 
     async fn step(&mut self, step: Step) {
-        if matches!(step, Step::Lose(_) | Step::StoreFails(_)) {
+        if matches!(step, Step::Lose(_) | Step::TakeOver(_) | Step::StoreFails(_)) {
             self.model.lock().expect("whole").once = false;
         }
         match step {
-            Step::Deliver(key) => self.deliver(key),
+            Step::Deliver(key) => {
+                self.publish(key);
+                self.catch_up();
+            }
             Step::Wait(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
             Step::Break(key, broken) => {
                 let model = &mut self.model.lock().expect("whole").broken;
@@ -153,19 +216,40 @@ impl World {
             }
             Step::Redrive(key) => drop(self.letters.redrive(KEYS[key]).await),
             Step::HandOver => {
-                self.script.revoke(self.owned, 300 * MS);
-                let epoch = self.owned.epoch.0;
-                until("it is released", || {
-                    self.script.said().contains(&Said::Released { partition: 0, epoch })
-                })
-                .await;
-                self.assign(0, &self.script.finished().into_iter().collect());
+                let Member { script, owned, .. } = &self.now;
+                script.revoke(*owned, 300 * MS);
+                let released = Said::Released { partition: 0, epoch: owned.epoch.0 };
+                until("it is released", || script.said().contains(&released)).await;
+                let finished = self.committed(0);
+                self.now.owned = self.now.script.assign(0);
+                self.now.read(&self.keys[..self.read], &finished);
             }
             Step::Lose(uncommitted) => {
-                let finished = self.script.finished();
-                let kept = finished.len().saturating_sub(uncommitted as usize);
-                self.script.lose(self.owned);
-                self.assign(0, &finished[..kept].iter().copied().collect());
+                let finished = self.committed(uncommitted);
+                self.now.script.lose(self.now.owned);
+                self.now.owned = self.now.script.assign(0);
+                self.now.read(&self.keys[..self.read], &finished);
+            }
+            Step::TakeOver(uncommitted) => {
+                self.finished = self.committed(uncommitted);
+                self.now.counts.store(false, Relaxed);
+                let epoch = self.now.owned.epoch.next();
+                let mut next = Member::new(&self.letters, &self.model, epoch);
+                next.read(&self.keys[..self.read], &self.finished);
+                self.former.push((std::mem::replace(&mut self.now, next), self.read));
+            }
+            Step::GoOn(key, count) => {
+                (0..count).for_each(|_| self.publish(key));
+                if let Some((former, next)) = self.former.last_mut() {
+                    former.deliver(&self.keys[*next..]);
+                    *next = self.keys.len();
+                }
+            }
+            Step::Learn => {
+                for (former, _) in self.former.drain(..) {
+                    former.script.lose(former.owned);
+                    let _ = former.pool.drain(MS).await;
+                }
             }
             Step::StoreFails(fails) => {
                 self.letters.state().store_fails = fails.then_some(ErrorKind::Unavailable);
@@ -176,20 +260,22 @@ impl World {
     }
 
     async fn end(mut self) -> Result<(), TestCaseError> {
-        for step in [Step::StoreFails(false), Step::PublishFails(false), Step::ReadFails(false)] {
+        for step in [Step::Learn, Step::StoreFails(false), Step::PublishFails(false), Step::ReadFails(false)]
+        {
             self.step(step).await;
         }
+        self.catch_up();
         self.model.lock().expect("whole").broken.clear();
         for _ in 0..400 {
             tokio::time::sleep(200 * MS).await;
             for parked in self.letters.parked().await {
                 let _ = self.letters.redrive(parked.key.as_str().expect("text")).await;
             }
-            let finished: BTreeSet<u64> = self.script.finished().into_iter().collect();
+            let finished = self.committed(0);
             let settled = (0..self.keys.len() as u64).all(|offset| finished.contains(&offset));
             let wrong = self.model.lock().expect("whole").wrong.clone();
             prop_assert_eq!(wrong, None);
-            let state = self.pool.state().await;
+            let state = self.now.pool.state().await;
             let parked = self.letters.parked().await.len();
             // Paused: its list is not read yet.
             let begun = state.partitions.iter().all(|partition| !partition.paused);
@@ -201,7 +287,7 @@ impl World {
                 return Ok(());
             }
         }
-        let state = self.pool.state().await;
+        let state = self.now.pool.state().await;
         Err(TestCaseError::fail(format!(
             "it does not come to an end: {state:#?}, {:?}",
             self.letters.parked().await
@@ -214,13 +300,22 @@ proptest! {
 
     #[test]
     fn p2_parked_keys_do_what_the_plainest_model_says(steps in prop::collection::vec(step(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
-        runtime.expect("can be built").block_on(async {
-            let mut world = World::new();
-            for step in steps {
-                world.step(step).await;
-            }
-            world.end().await
-        })?;
+        play(steps)?;
     }
+
+    #[test]
+    fn p2_what_former_owners_write_is_in_nobodys_way(steps in prop::collection::vec(stale_step(), 20..60)) {
+        play(steps)?;
+    }
+}
+
+fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    runtime.expect("can be built").block_on(async {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step).await;
+        }
+        world.end().await
+    })
 }

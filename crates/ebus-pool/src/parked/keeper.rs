@@ -267,8 +267,15 @@ impl Keeper {
         }
     }
 
+    /// Only its last owner knows whether a request was in vain or is done: one that has lost the partition and does not know it yet
+    /// must not take it away. It was read before, so whoever it is for had claimed the partition by then.
     async fn answer(&mut self, request: &Bytes) {
-        if let Err(error) = self.store().answered(&self.parts.partition, request).await {
+        let (store, partition) = (self.store(), &self.parts.partition);
+        let answered = match store.claim(partition, self.parts.owned.epoch).await {
+            Ok(_) => store.answered(partition, request).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = answered {
             self.trouble(error, "a request for a parked key not removed; tried again");
         }
     }

@@ -1,6 +1,6 @@
 //! One parked key.
 
-use ebus_core::{Key, NextOffset, PartitionId, Timestamp};
+use ebus_core::{Epoch, Key, NextOffset, PartitionId, Timestamp};
 
 use crate::dead_letter::floor_char_boundary;
 
@@ -17,6 +17,9 @@ pub struct ParkedKey {
     pub partition: PartitionId,
     /// The message that it was parked for.
     pub offset: u64,
+    /// Under which ownership it was parked. Dead letters of earlier ones are none of this parking: their owner did not know yet that
+    /// it had lost the partition.
+    pub epoch: Epoch,
     /// All of its parked messages below this offset were redriven.
     pub redriven: NextOffset,
     /// Where in the dead-letter topic its dead letters are.
@@ -37,7 +40,7 @@ impl ParkedKey {
     pub(crate) fn new(
         key: Key,
         partition: PartitionId,
-        offset: u64,
+        (offset, epoch): (u64, Epoch),
         letters: PartitionId,
         next_letter: u64,
         since: Timestamp,
@@ -49,6 +52,7 @@ impl ParkedKey {
             key,
             partition,
             offset,
+            epoch,
             redriven,
             letters,
             next_letter,

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use ebus_core::{
-    Backend, Error, ErrorKind, Group, Key, Message, NextOffset, Owned, PartitionId, ReadRange, Reader,
+    Backend, Epoch, Error, ErrorKind, Group, Key, Message, NextOffset, Owned, PartitionId, ReadRange, Reader,
 };
 use tokio::sync::oneshot;
 
@@ -156,9 +156,14 @@ impl Pass {
         Ok(None)
     }
 
-    /// The offset of the message that this is a dead letter of, if it is of this group, partition and key.
+    /// The offset of the message that this is a dead letter of, if it is of this group, partition, key, and parking.
     fn origin(&self, message: &Message, source: u64) -> Option<u64> {
-        let offset = origin(message, &self.group, &self.partition, &self.parked.key)?;
+        let (offset, epoch) = origin(message, &self.group, &self.partition, &self.parked.key)?;
+        // Of a former owner that did not know yet that it had lost the partition: it followed an earlier parking of the key, and would be
+        // in front of what this one has not reached yet.
+        if epoch < self.parked.epoch {
+            return None;
+        }
         if offset < source {
             return Some(offset);
         }
@@ -168,8 +173,9 @@ impl Pass {
     }
 }
 
-/// The offset of the message that this is a dead letter of, if it is of this group, partition and key.
-fn origin(message: &Message, group: &Group, partition: &PartitionId, key: &Key) -> Option<u64> {
+/// The offset of the message that this is a dead letter of, and the epoch under which it was given up, if it is of this group,
+/// partition and key.
+fn origin(message: &Message, group: &Group, partition: &PartitionId, key: &Key) -> Option<(u64, Epoch)> {
     let header = |name: &str| message.headers.first_str(name);
     if message.key.as_ref() != Some(key)
         || header(dead_letter::GROUP)? != group.as_str()
@@ -178,5 +184,6 @@ fn origin(message: &Message, group: &Group, partition: &PartitionId, key: &Key) 
     {
         return None;
     }
-    header(dead_letter::OFFSET)?.parse().ok()
+    let epoch = Epoch(header(dead_letter::EPOCH)?.parse().ok()?);
+    Some((header(dead_letter::OFFSET)?.parse().ok()?, epoch))
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ebus-parked 1
-//! <key> <offset> <redriven> <topic> <partition> <next letter> <since, ms> <parked, stopped or done> <error>
+//! <key> <offset> <epoch> <redriven> <topic> <partition> <next letter> <since, ms> <parked, stopped or done> <error>
 //! end <lines>
 //! ```
 //! Bytes that are not letters, digits or one of `._:/-` are `%XX`; empty text is `%`.
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use bytes::Bytes;
-use ebus_core::{Error, ErrorKind, Key, NextOffset, PartitionId, Timestamp, Topic};
+use ebus_core::{Epoch, Error, ErrorKind, Key, NextOffset, PartitionId, Timestamp, Topic};
 
 use super::ParkedKey;
 
@@ -19,7 +19,7 @@ const HEAD: &str = "ebus-parked 1\n";
 /// What head and end take.
 const FRAME_BYTES: usize = 64;
 /// The most that a line takes beside key and topic: numbers of 20 digits, an error of 120 bytes that are all escaped.
-const LINE_BYTES: usize = 480;
+const LINE_BYTES: usize = 512;
 
 /// The parked keys of a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,9 +90,10 @@ impl ParkedSet {
             // A string takes any text.
             let _ = writeln!(
                 text,
-                "{} {} {} {} {} {} {} {state} {}",
+                "{} {} {} {} {} {} {} {} {state} {}",
                 escaped(parked.key.as_bytes()),
                 parked.offset,
+                parked.epoch,
                 parked.redriven,
                 parked.letters.topic,
                 parked.letters.partition,
@@ -123,12 +124,13 @@ fn parse(text: &[u8], home: &PartitionId) -> Option<ParkedSet> {
     let count: usize = lines.next_back()?.strip_prefix("end ")?.parse().ok()?;
     let mut set = ParkedSet::default();
     for line in lines {
-        let [key, offset, redriven, topic, partition, next_letter, since, state, error] =
+        let [key, offset, epoch, redriven, topic, partition, next_letter, since, state, error] =
             line.split(' ').collect::<Vec<_>>().try_into().ok()?;
         set.put(ParkedKey {
             key: Key::new(unescaped(key)?),
             partition: home.clone(),
             offset: offset.parse().ok()?,
+            epoch: Epoch(epoch.parse().ok()?),
             redriven: NextOffset(redriven.parse().ok()?),
             letters: PartitionId::new(Topic::new(topic).ok()?, partition.parse().ok()?),
             next_letter: next_letter.parse().ok()?,

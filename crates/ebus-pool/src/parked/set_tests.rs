@@ -48,7 +48,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Park(key, at) => {
-                    set.put(ParkedKey::new(Key::new(key.clone()), home(), at, dead(), at / 2, Timestamp::now(), "boom"));
+                    set.put(ParkedKey::new(Key::new(key.clone()), home(), (at, Epoch(at / 5)), dead(), at / 2, Timestamp::now(), "boom"));
                     model.retain(|known| known.0 != key);
                     model.push((key, at, at, at / 2, false, false));
                 }
@@ -113,7 +113,7 @@ proptest! {
     fn p1_a_list_that_was_cut_is_refused(cut in 0usize..400) {
         let mut set = ParkedSet::default();
         for name in ["a", "b", "c"] {
-            set.put(ParkedKey::new(name.into(), home(), 7, dead(), 9, Timestamp::from_millis(-1), "no such account"));
+            set.put(ParkedKey::new(name.into(), home(), (7, Epoch(3)), dead(), 9, Timestamp::from_millis(-1), "no such account"));
         }
         let text = set.encode();
         prop_assume!(cut < text.len());

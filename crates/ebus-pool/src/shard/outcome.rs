@@ -183,7 +183,15 @@ impl Shard {
             let letters = PartitionId::new(receipt.topic, receipt.partition);
             let error = why.error.chain();
             let home = origin.partition.clone();
-            let parked = ParkedKey::new(key, home, offset, letters, receipt.offset, why.last_failed, &error);
+            let parked = ParkedKey::new(
+                key,
+                home,
+                (offset, origin.epoch),
+                letters,
+                receipt.offset,
+                why.last_failed,
+                &error,
+            );
             // Before the message is settled: its next owner must know.
             keeper.change(Change::Park(parked.clone(), place)).await;
             Ended::Parked(Box::new(parked))

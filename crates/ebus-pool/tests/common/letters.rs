@@ -133,7 +133,9 @@ impl Parking for Letters {
         if let Some(kind) = state.store_fails {
             return Err(failed(kind));
         }
-        assert!(epoch.0 >= state.epoch, "a claim goes back");
+        if epoch.0 < state.epoch {
+            return Err(failed(ErrorKind::Fenced));
+        }
         state.epoch = epoch.0;
         Ok(state.value.clone())
     }

@@ -79,8 +79,13 @@ impl Script {
     }
 
     pub fn assign_with(&self, partition: u32, lease: Lease) -> Owned {
+        self.assign_under(partition, Epoch(1), lease)
+    }
+
+    /// Under this epoch at least: what another source of the group had before has a lower one.
+    pub fn assign_under(&self, partition: u32, epoch: Epoch, lease: Lease) -> Owned {
         let id = PartitionId::new(topic(), partition);
-        let assigned = self.ownership().assign(id, Epoch(1), &Position::default(), lease);
+        let assigned = self.ownership().assign(id, epoch, &Position::default(), lease);
         let owned = assigned.owned;
         self.send(SourceEvent::Assigned { owned: vec![Assigned { ..assigned }] });
         owned

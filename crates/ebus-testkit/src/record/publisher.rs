@@ -154,6 +154,8 @@ pub struct Origin {
     pub partition: u32,
     /// Its place in the partition.
     pub offset: u64,
+    /// Under which ownership it was given up.
+    pub epoch: u64,
     /// How often it was tried.
     pub attempts: Option<u32>,
     /// Why it was given up.
@@ -169,6 +171,7 @@ impl Origin {
             topic: text(dead_letter::TOPIC)?.to_owned(),
             partition: text(dead_letter::PARTITION)?.parse().ok()?,
             offset: text(dead_letter::OFFSET)?.parse().ok()?,
+            epoch: text(dead_letter::EPOCH)?.parse().ok()?,
             attempts: text(dead_letter::ATTEMPTS).and_then(|attempts| attempts.parse().ok()),
             reason: text(dead_letter::REASON).map(str::to_owned),
         })
@@ -180,6 +183,7 @@ impl Origin {
         event.topic = Some(self.topic.into());
         event.partition = Some(self.partition);
         event.offset = Some(self.offset);
+        event.epoch = Some(self.epoch);
         event.attempt = self.attempts;
         event.error = self.reason;
         event
