@@ -12,7 +12,7 @@ use crate::broker::MemoryBroker;
 use crate::connection::Connection;
 use crate::error;
 
-/// The longest value: room for a thousand keys.
+/// The longest value: room for two thousand keys.
 const MAX_BYTES: usize = 1 << 20;
 
 /// What a group keeps of all partitions.

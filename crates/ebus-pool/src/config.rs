@@ -7,6 +7,7 @@ use std::time::Duration;
 use ebus_core::{Backend, Error, ErrorKind, Group, Parking, Publisher, Topic};
 
 use crate::RetryPolicy;
+use crate::parked::{MOST_REDRIVES, ParkedSet};
 
 /// Where parked keys are kept, and where their dead letters are read.
 #[derive(Clone)]
@@ -102,6 +103,10 @@ impl PoolConfig {
     /// Parks the key of a dead letter: its later messages follow into the dead-letter topic, in order, until it is
     /// [redriven](crate::redrive); at most `most` keys in a partition. Needs [`with_parking`](Self::with_parking).
     ///
+    /// So many keys of up to 256 bytes must fit into what the store keeps of a partition, or the pool does not start. A key that
+    /// is longer, or has bytes that are not letters, digits or one of `._:/-`, takes more of it, so that fewer of these may fit. And the
+    /// lists of all partitions together take at most a quarter of the budget in bytes.
+    ///
     /// When there is no place for one key more, its message is retried as if there were no dead-letter topic, and is listed as
     /// stuck. A message without a key parks nothing.
     pub fn with_parked_keys(mut self, most: usize) -> Self {
@@ -127,8 +132,24 @@ impl PoolConfig {
         self
     }
 
+    /// The most bytes that the lists of parked keys of all partitions take together.
+    pub(crate) fn most_list_bytes(&self) -> usize {
+        self.budget_bytes / 4
+    }
+
+    /// How many keys are redriven at once: each holds a letter, and all of them at most an eighth of the budget.
+    pub(crate) fn most_redrives(&self) -> usize {
+        self.parking
+            .as_ref()
+            .map_or(1, |place| self.redrives_of(place.letters.capability().max_message_bytes))
+    }
+
+    fn redrives_of(&self, largest: usize) -> usize {
+        (self.budget_bytes / 8 / largest.max(1)).min(self.budget_messages / 8).clamp(1, MOST_REDRIVES)
+    }
+
     /// Whether a pool can start with these settings: to be asked before a group is joined for it. That it is given where parked keys
-    /// are kept is asked for at the start alone.
+    /// are kept is asked for at the start alone; how many fit there, when it is given.
     ///
     /// # Errors
     /// `ConfigInvalid`, naming all that is wrong.
@@ -163,6 +184,16 @@ impl PoolConfig {
             } else if self.dead_letter.is_none() {
                 problems.push("parked keys need a dead-letter topic; name one".into());
             }
+            if let (Some((letters, _)), Some(place)) = (&self.dead_letter, &self.parking) {
+                let kept = place.store.max_bytes().min(self.most_list_bytes());
+                let fits = ParkedSet::fits(kept, letters);
+                if most > fits {
+                    problems.push(format!(
+                        "the most parked keys is {most}, but of a partition {kept} bytes are kept (by the backend, and at most a quarter of \
+                         budget_bytes), in which at most {fits} keys of up to 256 bytes fit; ask for that or less"
+                    ));
+                }
+            }
         }
         if self.dead_letter.is_some() && self.drop_rejected {
             problems.push("a dead-letter topic and drop_rejected exclude each other; take one".into());
@@ -173,5 +204,23 @@ impl PoolConfig {
         Err(Error::new(ErrorKind::ConfigInvalid, problems.join("; "))
             .with_operation("start")
             .with_context("group", &self.group))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 16 letters of any size were held whatever the budget was.
+    #[test]
+    fn p5_redrives_hold_an_eighth_of_the_budget_at_most() {
+        let redrives = |messages, bytes| {
+            let config = PoolConfig::new(Group::new("g").expect("legal"));
+            config.with_budget_messages(messages).with_budget_bytes(bytes).redrives_of(1 << 20)
+        };
+        assert_eq!(redrives(65_536, 1 << 30), MOST_REDRIVES);
+        assert_eq!(redrives(65_536, 64 << 20), 8);
+        assert_eq!(redrives(40, 64 << 20), 5);
+        assert_eq!(redrives(1, 1), 1, "or nothing is ever redriven");
     }
 }

@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::config::PoolConfig;
 use crate::driver::{Control, Driver, ShardHandle};
 use crate::handlers::{Handlers, Handling, batches, each};
-use crate::parked::MOST_REDRIVES;
+use crate::parked::AllLists;
 use crate::shard::Shard;
 use crate::shared::Shared;
 use crate::slots::Slots;
@@ -67,7 +67,8 @@ impl Pool {
             slots: Slots::new(config.max_in_flight, shards),
             counters: AtomicCounters::default(),
             dead_letter_errors: Default::default(),
-            redrives: Arc::new(Semaphore::new(MOST_REDRIVES)),
+            lists: AllLists::new(config.most_list_bytes()),
+            redrives: Arc::new(Semaphore::new(config.most_redrives())),
             press: AtomicBool::new(false),
             config,
         });

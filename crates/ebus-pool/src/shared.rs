@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::config::PoolConfig;
 use crate::dead_letter::{Obituary, Origin, letter};
 use crate::lane::now;
+use crate::parked::AllLists;
 use crate::retry::RetryPolicy;
 use crate::slots::Slots;
 use crate::state::AtomicCounters;
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) slots: Slots,
     pub(crate) counters: AtomicCounters,
     pub(crate) dead_letter_errors: DeadLetterErrors,
+    /// What lists of parked keys take.
+    pub(crate) lists: Arc<AllLists>,
     /// Places for redrives.
     pub(crate) redrives: Arc<Semaphore>,
     /// What gathers for batches shall wait for nothing.

@@ -559,7 +559,7 @@ async fn p5_when_the_list_is_full_a_message_waits_is_visible_and_goes_on_when_th
     let stuck = world.pool.state().await.stuck;
     assert_eq!((stuck[0].offset, stuck[0].doing), (1, Doing::Retrying));
     let why = stuck[0].last_error.as_ref().expect("it failed").chain();
-    assert!(why.contains("full (at most 1 keys)") && why.contains("never"), "{why}");
+    assert!(why.contains("full: at most 1 keys") && why.contains("never"), "{why}");
     world.bad.set(&[1]);
     world.redriven("a").await;
     world.finished(4).await;
@@ -571,17 +571,24 @@ async fn p5_the_list_never_outgrows_what_the_store_keeps() {
     let letters = Letters::default();
     letters.state().max_bytes = Some(2_000);
     let all: Vec<u64> = (0..40).collect();
-    let mut world = world_with(&all, 1_000, letters);
+    let mut world = world_with(&all, 3, letters);
     let owned = world.script.assign(0);
     for i in 0..40 {
-        let key = format!("{i}{}", "ü".repeat(i));
+        // Three times as long where it is kept.
+        let key = format!("{i}{}", "ü".repeat(100));
         world.script.deliver(owned, Some(&key));
     }
     until("some are parked", || !world.script.finished().is_empty()).await;
     tokio::time::sleep(10_000 * MS).await;
-    let parked = world.letters.parked().await.len();
-    assert!((2..=4).contains(&parked), "{parked}");
-    assert_eq!(world.pool.state().await.partitions[0].parked_keys, parked, "no place is lost");
+    assert_eq!(world.letters.parked().await.len(), 2);
+    let state = world.pool.state().await;
+    assert_eq!(
+        (state.partitions[0].parked_keys, state.stuck.len()),
+        (2, 38),
+        "no place is lost, and all others are listed"
+    );
+    let why = state.stuck[0].last_error.as_ref().expect("it failed").chain();
+    assert!(why.contains("2 keys take 1734 of 1936 bytes") && why.contains("never"), "{why}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -677,4 +684,17 @@ fn i06_what_does_not_go_together_is_refused() {
         assert!(error.to_string().contains(says), "{error}");
     }
     assert!(letters.config(1).validate().is_ok());
+}
+
+/// `park_keys(10_000)` was accepted where a thousand fit, and the others were stuck.
+#[test]
+fn p8_more_parked_keys_than_are_kept_for_sure_are_refused_with_the_most_that_are() {
+    let letters = Letters::default();
+    letters.state().max_bytes = Some(512 << 10);
+    assert!(letters.config(1_004).validate().is_ok());
+    let error = letters.config(1_005).validate().expect_err("does not fit");
+    assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    assert!(error.to_string().contains("at most 1004 keys"), "{error}");
+    let error = letters.config(2).with_budget_bytes(4_000).validate().expect_err("the budget is small");
+    assert!(error.to_string().contains("at most 1 keys"), "{error}");
 }

@@ -110,6 +110,30 @@ async fn p2_without_the_right_to_keep_parked_keys_nothing_starts() {
 }
 
 #[tokio::test]
+async fn p8_more_parked_keys_than_the_backend_keeps_are_refused_before_the_group_is_joined() {
+    let bus = bus("memory://").await;
+    for topic in ["orders", "orders.dlq"] {
+        bus.create_topic(&TopicSpec::new(Topic::new(topic).expect("legal"), 1)).await.expect("is new");
+    }
+    let builder = || bus.consumer("billing").on("orders", raw(ack)).dead_letter("orders.dlq");
+    let error = refused(builder().park_keys(10_000)).await;
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::ConfigInvalid, "start"), "{error}");
+    assert!(error.to_string().contains("at most 2008 keys"), "{error}");
+    let group = Group::new("billing").expect("legal");
+    let orders = Topic::new("orders").expect("legal");
+    assert!(
+        bus.backend()
+            .committed(&group, &orders)
+            .await
+            .expect("is there")
+            .iter()
+            .all(|one| one.position.is_none())
+    );
+    let consumer = builder().park_keys(2_008).start().await.expect("so many fit");
+    consumer.drain(Duration::from_secs(5)).await.committed.expect("nothing to commit");
+}
+
+#[tokio::test]
 async fn p8_who_asks_for_a_key_that_is_not_parked_is_told() {
     let bus = bus("memory://").await;
     assert_eq!(bus.parked("billing", "orders").await.expect_err("no topic").kind(), ErrorKind::NotFound);

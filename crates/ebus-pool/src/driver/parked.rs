@@ -31,6 +31,7 @@ impl Driver {
             group: self.shared.config.group.clone(),
             place,
             most,
+            lists: self.shared.lists.clone(),
             redrives: self.shared.redrives.clone(),
             partition: assigned.partition.clone(),
             owned: assigned.owned,

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::ParkedKey;
-use super::handle::{Asked, Change, KeeperHandle, Place, Room};
+use super::handle::{AllLists, Asked, Change, KeeperHandle, Place, Room};
 use super::redrive::{Redriven, Redriving, redrive};
 use super::set::{ParkedSet, Request};
 use crate::config::ParkingPlace;
@@ -26,7 +26,7 @@ use crate::route::Router;
 
 /// How often requests are looked for while there are parked keys.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Keys that a pool redrives at once: each reads by itself, and what it reads is in no budget.
+/// Keys that a pool redrives at once, at most: each reads by itself.
 pub(crate) const MOST_REDRIVES: usize = 16;
 /// The longest wait before a call that failed is made again.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
@@ -64,6 +64,8 @@ pub(crate) struct KeeperParts {
     pub(crate) group: ebus_core::Group,
     pub(crate) place: ParkingPlace,
     pub(crate) most: usize,
+    /// The lists of the whole pool.
+    pub(crate) lists: Arc<AllLists>,
     /// Redrives of the whole pool.
     pub(crate) redrives: Arc<Semaphore>,
     pub(crate) partition: PartitionId,
@@ -89,7 +91,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(parts: KeeperParts) -> (Self, KeeperHandle) {
         let (tx, asked) = unbounded_channel();
-        let room = Room::new(parts.most, parts.place.store.max_bytes());
+        let room = Room::new(parts.most, parts.place.store.max_bytes(), parts.lists.clone());
         let handle = KeeperHandle::new(tx, room.clone());
         let keeper = Self {
             parts,

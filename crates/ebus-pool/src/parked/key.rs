@@ -28,7 +28,7 @@ pub struct ParkedKey {
     pub next_letter: u64,
     /// When it was parked.
     pub since: Timestamp,
-    /// Why; of a redrive that was given up, why that was. Cut to 120 bytes.
+    /// Why; of a redrive that was given up, why that was. Cut to 120 bytes, in one line.
     pub error: String,
     /// The last redrive was given up at the message that is next.
     pub stopped: bool,
@@ -84,8 +84,8 @@ impl ParkedKey {
     }
 }
 
+/// Of a text what fits into one line.
 fn cut(text: &str) -> String {
-    let mut text = text.to_owned();
-    text.truncate(floor_char_boundary(&text, MOST_ERROR));
-    text
+    let text = &text[..floor_char_boundary(text, MOST_ERROR)];
+    text.replace(|c: char| c.is_control(), " ")
 }

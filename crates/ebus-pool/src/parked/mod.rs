@@ -18,5 +18,6 @@ mod set;
 pub use control::{parked_keys, redrive};
 pub use key::ParkedKey;
 
-pub(crate) use handle::{Change, KeeperHandle};
+pub(crate) use handle::{AllLists, Change, KeeperHandle};
 pub(crate) use keeper::{FromKeeper, Keeper, KeeperParts, Lanes, MOST_REDRIVES};
+pub(crate) use set::ParkedSet;

@@ -13,9 +13,6 @@ use super::{Lanes, ParkedKey};
 use crate::dead_letter;
 use crate::jobs::{Letter, ToShard};
 
-/// Letters that are read ahead: few, because they are in no budget.
-const CHUNK: usize = 4;
-
 /// What a redrive came to.
 #[derive(Debug)]
 pub(super) enum Redriven {
@@ -137,7 +134,8 @@ impl Pass {
     async fn pass(&mut self, from: u64, end: u64, source: u64) -> Result<Option<Redriven>, Error> {
         let mut reader = self.read(from, end).await?;
         let mut read = Vec::new();
-        while reader.next(CHUNK, &mut read).await? > 0 {
+        // One at a time: they are in no budget, and each waits for a write anyway.
+        while reader.next(1, &mut read).await? > 0 {
             for (place, message) in read.drain(..) {
                 // A letter that was published again, by this owner or another, comes after the first of it.
                 let Some(offset) = self.origin(&message, source).filter(|at| *at >= self.below) else {

@@ -5,7 +5,7 @@
 //! <key> <offset> <epoch> <redriven> <topic> <partition> <next letter> <since, ms> <parked, stopped or done> <error>
 //! end <lines>
 //! ```
-//! Bytes that are not letters, digits or one of `._:/-` are `%XX`; empty text is `%`.
+//! Bytes of a key that are not letters, digits or one of `._:/-` are `%XX`; an empty key is `%`. The error is what is left of the line.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -18,8 +18,10 @@ use super::ParkedKey;
 const HEAD: &str = "ebus-parked 1\n";
 /// What head and end take.
 const FRAME_BYTES: usize = 64;
-/// The most that a line takes beside key and topic: numbers of 20 digits, an error of 120 bytes that are all escaped.
-const LINE_BYTES: usize = 512;
+/// The most that a line takes beside key and topic: five numbers of 20 digits and one of 10, an error of 120 bytes, what is between them.
+const LINE_BYTES: usize = 256;
+/// The longest key that there shall be a place for: the longest aggregate id, none of whose bytes is escaped.
+const KEY_BYTES: usize = 256;
 
 /// The parked keys of a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +36,11 @@ impl ParkedSet {
     /// How many bytes of keys fit into a text of `most` bytes.
     pub(crate) fn room(most: usize) -> usize {
         most.saturating_sub(FRAME_BYTES)
+    }
+
+    /// How many keys fit for sure into a text of `most` bytes. Those that are longer, or have bytes that are escaped, take more.
+    pub(crate) fn fits(most: usize, letters: &Topic) -> usize {
+        Self::room(most) / (KEY_BYTES + letters.as_str().len() + LINE_BYTES)
     }
 
     pub(crate) fn put(&mut self, parked: ParkedKey) {
@@ -99,7 +106,7 @@ impl ParkedSet {
                 parked.letters.partition,
                 parked.next_letter,
                 parked.since.as_millis(),
-                escaped(parked.error.as_bytes()),
+                parked.error,
             );
         }
         let _ = writeln!(text, "end {}", self.0.len());
@@ -125,7 +132,7 @@ fn parse(text: &[u8], home: &PartitionId) -> Option<ParkedSet> {
     let mut set = ParkedSet::default();
     for line in lines {
         let [key, offset, epoch, redriven, topic, partition, next_letter, since, state, error] =
-            line.split(' ').collect::<Vec<_>>().try_into().ok()?;
+            line.splitn(10, ' ').collect::<Vec<_>>().try_into().ok()?;
         set.put(ParkedKey {
             key: Key::new(unescaped(key)?),
             partition: home.clone(),
@@ -135,7 +142,7 @@ fn parse(text: &[u8], home: &PartitionId) -> Option<ParkedSet> {
             letters: PartitionId::new(Topic::new(topic).ok()?, partition.parse().ok()?),
             next_letter: next_letter.parse().ok()?,
             since: Timestamp::from_millis(since.parse().ok()?),
-            error: String::from_utf8(unescaped(error)?).ok()?,
+            error: error.to_owned(),
             stopped: state == "stopped",
             done: match state {
                 "parked" | "stopped" => false,

@@ -24,7 +24,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (key(), any::<u64>()).prop_map(|(key, at)| Step::Park(key, at)),
         (key(), 0..u64::MAX).prop_map(|(key, at)| Step::Advance(key, at)),
-        (key(), any::<u64>(), ".{0,200}").prop_map(|(key, at, why)| Step::Stop(key, at, why)),
+        (key(), any::<u64>(), any::<String>()).prop_map(|(key, at, why)| Step::Stop(key, at, why)),
         key().prop_map(Step::Remove),
         (key(), any::<u64>()).prop_map(|(key, at)| Step::Finish(key, at)),
         (0usize..3).prop_map(Step::Forget),
@@ -100,6 +100,22 @@ proptest! {
             seen.sort();
             prop_assert_eq!(&seen, &model);
         }
+    }
+
+    /// What is asked for at start has a place, whatever is asked later.
+    #[test]
+    fn p5_as_many_keys_as_fit_do_fit(most in 0usize..100_000, offset in any::<u64>(), error in any::<String>()) {
+        let fits = ParkedSet::fits(most, &dead().topic);
+        let mut set = ParkedSet::default();
+        for number in 0..fits {
+            let key = format!("{number:/<256}");
+            let since = Timestamp::from_millis(i64::MIN);
+            set.put(ParkedKey::new(key.as_str().into(), home(), (offset, Epoch(u64::MAX)), dead(), u64::MAX, since, &error));
+        }
+        prop_assert_eq!(set.iter().count(), fits);
+        let cost: usize = set.iter().map(|one| ParkedSet::cost(&one.key, &one.letters.topic)).sum();
+        prop_assert!(fits == 0 || cost <= ParkedSet::room(most));
+        prop_assert!(fits == 0 || set.encode().len() <= most);
     }
 
     #[test]

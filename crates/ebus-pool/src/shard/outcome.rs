@@ -6,7 +6,7 @@ use std::time::Duration;
 use ebus_core::{Error, Outcome, PartitionId, Settlement, Timestamp};
 
 use super::Shard;
-use super::parked::full;
+use super::parked::no_place;
 use crate::dead_letter::{Obituary, Origin};
 use crate::jobs::{Job, LeftInShard};
 use crate::lane::{self, Failure, Head, Phase};
@@ -153,11 +153,14 @@ impl Shard {
         }
         let mut parks = None;
         if let (Some(parked), Some(key)) = (&tenure.parked, &head.job.message.key) {
-            let Some(place) = parked.keeper.take(key, topic) else {
-                let most = config.most_parked.unwrap_or_default();
-                return self.be_patient(lane, full(most, error));
-            };
-            parks = Some((parked.keeper.clone(), key.clone(), place));
+            match parked.keeper.take(key, topic) {
+                Ok(place) => parks = Some((parked.keeper.clone(), key.clone(), place)),
+                Err(full) => {
+                    tracing::warn!(group = %config.group, partition = %tenure.partition, offset, %key, full,
+                        "no place to park a key: its message is retried; redrive some");
+                    return self.be_patient(lane, no_place(full, error));
+                }
+            }
         }
         let origin = Origin {
             group: config.group.clone(),

@@ -328,9 +328,7 @@ impl Shard {
 }
 
 /// Why a message that could be a dead letter is none.
-pub(super) fn full(most: usize, error: Error) -> Error {
-    let message = format!(
-        "the list of parked keys of the partition is full (at most {most} keys), so this message waits; redrive some"
-    );
+pub(super) fn no_place(full: String, error: Error) -> Error {
+    let message = format!("{full}; so this message waits: redrive some");
     Error::new(ErrorKind::Overloaded, message).with_source(error)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ebus_core::{Delivery, Epoch, ErrorKind, Group, Key, Outcome, Parking, PartitionId, Topic};
-use ebus_pool::{ParkedKey, dead_letter};
+use ebus_pool::{ParkedKey, PoolConfig, dead_letter};
 
 use super::super::ctx::{Ctx, keys};
 use super::super::failure::{Checked, Failure};
@@ -330,4 +330,24 @@ async fn asked(parking: &dyn Parking, place: &PartitionId) -> Checked<Vec<Vec<u8
     let mut asked: Vec<Vec<u8>> = parking.asked(place).await?.iter().map(|one| one.to_vec()).collect();
     asked.sort();
     Ok(asked)
+}
+
+/// c25: more parked keys than the backend keeps for sure are refused at start, and the refusal says how many it keeps.
+pub(super) async fn c25_more_parked_keys_than_are_kept_are_refused(ctx: &Ctx) -> Checked {
+    let dead = ctx.topic("parking.dead", 1).await?;
+    let group = ctx.group("g");
+    let store = ctx.control.parking(&group).await?;
+    let config = |most| {
+        PoolConfig::new(group.clone())
+            .with_dead_letter(dead.clone(), ctx.control.publisher())
+            .with_parked_keys(most)
+            .with_parking(store.clone(), ctx.control.clone())
+    };
+    // A line of the list has 256 bytes beside key and topic.
+    let fits = (store.max_bytes() - 64) / (256 + 256 + dead.as_str().len());
+    config(fits).validate()?;
+    let refused = config(fits + 1).validate().expect_err("more than is promised to fit");
+    assert_eq!(refused.kind(), ErrorKind::ConfigInvalid, "{refused}");
+    assert!(refused.to_string().contains(&format!("at most {fits} keys")), "{refused}");
+    Ok(())
 }

@@ -123,6 +123,7 @@ pub(super) fn all() -> Vec<Case> {
             c17_a_full_list_makes_a_key_wait
             c18_handed_over_while_redriving_repeats_nothing
             c19_what_a_former_owner_writes_does_not_count
+            c25_more_parked_keys_than_are_kept_are_refused
         }
         c_batch Anywhere {
             c20_a_batch_fills_or_comes_of_age
