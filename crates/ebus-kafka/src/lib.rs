@@ -40,6 +40,8 @@
 //! - With an [`instance_id`](KafkaConfig::with_instance_id) a clean restart within the session moves nothing. A second process of
 //!   that name fences the first (classic) or is refused while the first is there (consumer protocol): whoever loses ends with
 //!   `Fenced`.
+//! - Without one, a member of a classic group has a name of its own, `ebus-` and random digits, shown as its `group.instance.id`: it is
+//!   given back by leaving, and who was away keeps nobody waiting.
 //! - With the classic protocol, a member that has rejoined commits nothing until the slowest member has let go of what it is to give
 //!   up: the broker answers nothing on a connection that waits in a rebalance. Killed meanwhile, so much runs again. The consumer
 //!   protocol has no such pause.

@@ -32,6 +32,9 @@ const TURN: Duration = Duration::from_millis(10);
 /// From leaving a group to joining it again: time for what leaving revokes to be served.
 const REJOIN: Duration = Duration::from_millis(500);
 
+/// How long leaving may take before the handle is dropped: as long as librdkafka waits for the answer to it.
+const GOOD_BYE: Duration = Duration::from_secs(5);
+
 /// A partition by name and number, as librdkafka has it.
 pub(crate) type Place = (String, i32);
 
@@ -115,7 +118,10 @@ impl Member {
             handle,
             pulse: pulse.clone(),
             max_idle: config.max_poll_interval,
+            stays: config.instance_id.is_some(),
             topics: Vec::new(),
+            joined: Vec::new(),
+            is_behind: false,
             idle: false,
             rejoin_at: None,
         };
@@ -153,7 +159,13 @@ struct Turn {
     handle: BaseConsumer<MemberContext>,
     pulse: Arc<Pulse>,
     max_idle: Duration,
+    /// It has a name of the user's: its partitions are kept for it when it ends.
+    stays: bool,
     topics: Vec<Topic>,
+    /// What it has joined with.
+    joined: Vec<Topic>,
+    /// It has joined with other topics than it is to have.
+    is_behind: bool,
     idle: bool,
     rejoin_at: Option<Instant>,
 }
@@ -177,6 +189,9 @@ impl Turn {
                 Err(TryRecvError::Empty) => {}
             }
             self.watch_idle();
+            if self.is_behind && self.is_member() {
+                self.subscribe();
+            }
             if let Some(Err(error)) = self.handle.poll(TURN) {
                 self.polled(error);
             }
@@ -189,10 +204,31 @@ impl Turn {
     fn leave(self) {
         // What is held in a revocation must be let go, or the handle never closes.
         self.let_go();
-        // Dropping it serves the last revocation, leaves the group (unless the member is a static one) and blocks for about
-        // 100 ms: hence here.
+        if !self.stays {
+            self.say_good_bye();
+        }
+        // Dropping it serves the last revocation, waits for the answer to leaving, and blocks for about 100 ms: hence here.
         drop(self.commits);
         drop(self.handle);
+    }
+
+    /// Leaves the group: a member with a name does not by being dropped.
+    fn say_good_bye(&self) {
+        let end = Instant::now() + GOOD_BYE;
+        // A first join under way makes it a member when it is answered, which nobody would know of then.
+        while !self.topics.is_empty() && !self.is_member() && Instant::now() < end {
+            let _ = self.handle.poll(TURN);
+        }
+        self.handle.unsubscribe();
+        // The id is gone as soon as leaving is on its way.
+        while self.is_member() && Instant::now() < end {
+            let _ = self.handle.poll(TURN);
+        }
+    }
+
+    /// Whether the coordinator has given it an id that librdkafka still believes in.
+    fn is_member(&self) -> bool {
+        member_id(self.handle.client()).is_some()
     }
 
     fn obey(&mut self, command: Command) {
@@ -230,12 +266,19 @@ impl Turn {
         }
     }
 
-    fn subscribe(&self) {
+    fn subscribe(&mut self) {
+        self.is_behind = false;
         if self.topics.is_empty() {
             self.handle.unsubscribe();
             return;
         }
-        let names: Vec<&str> = self.topics.iter().map(Topic::as_str).collect();
+        // A broker takes a member that comes back under its name for the one that it knows, gives it what that one had, and looks
+        // at other topics only when it joins once more.
+        if self.joined.is_empty() || self.is_member() {
+            self.joined.clone_from(&self.topics);
+        }
+        self.is_behind = self.joined != self.topics;
+        let names: Vec<&str> = self.joined.iter().map(Topic::as_str).collect();
         if let Err(error) = self.handle.subscribe(&names) {
             self.say(MemberEvent::Fatal(from_kafka("subscribe", error)));
         }

@@ -20,6 +20,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             "p3_a_frozen_broker_is_noticed_by_our_own_clock",
             p3_a_frozen_broker_is_noticed_by_our_own_clock,
         ),
+        private(
+            "h01_a_broker_that_was_away_for_a_session_finds_its_members",
+            h01_a_broker_that_was_away_for_a_session,
+        ),
+        private("d02_a_member_that_has_just_joined_leaves_nobody_behind", d02_a_member_that_has_just_joined),
     ]
     .into_iter()
     .flatten()
@@ -214,5 +219,81 @@ async fn p3_a_frozen_broker_is_noticed_by_our_own_clock(
     })
     .await?;
     member.close().await?;
+    Ok(())
+}
+
+/// The broker is away for longer than the session: all members have lost their partitions, and librdkafka has forgotten who
+/// they are. Its log has them, and waits for nobody: they go on as soon as it has read it, and not a session later. Topics that were
+/// subscribed meanwhile are among what they get.
+async fn h01_a_broker_that_was_away_for_a_session(mut server: Server, protocol: GroupProtocol) -> Tested {
+    let url = server.url();
+    let (first, second) = (connect(&url, protocol).await?, connect(&url, protocol).await?);
+    let (topic, later) = (fresh("away")?, fresh("away-later")?);
+    for topic in [&topic, &later] {
+        first.create_topic(&ebus_core::TopicSpec::new(topic.clone(), 4)).await?;
+    }
+    let mut one = Raw::join(&first, options(&topic)?).await?;
+    let mut two = Raw::join(&second, options(&topic)?).await?;
+    let give = |members: &mut [&mut Raw; 2]| {
+        members.iter_mut().filter(|member| !member.revoking.is_empty()).for_each(|member| member.release());
+    };
+    until("they share", [&mut one, &mut two], |members| {
+        give(members);
+        members.iter().all(|member| member.owned.len() == 2)
+    })
+    .await?;
+    server.kill()?;
+    go_on([&mut one, &mut two], SESSION * 5 / 3).await;
+    assert!(one.owned.is_empty() && two.owned.is_empty(), "the session is over: {one:#?} {two:#?}");
+    for member in [&mut one, &mut two] {
+        member.source().subscribe(&[topic.clone(), later.clone()]);
+    }
+    server.start()?;
+    let begun = Instant::now();
+    until("they share what they had", [&mut one, &mut two], |members| {
+        give(members);
+        members.iter().map(|member| member.of_topic(&topic)).sum::<usize>() == 4
+    })
+    .await?;
+    let again = begun.elapsed();
+    println!("at work again {again:?} after the broker");
+    until("they share the other topic too", [&mut one, &mut two], |members| {
+        give(members);
+        members.iter().map(|member| member.owned.len()).sum::<usize>() == 8
+    })
+    .await?;
+    println!("and on both topics {:?} after it", begun.elapsed());
+    assert!(again < SESSION, "the group waited for members that nobody is any more: {again:?}");
+    one.close().await?;
+    two.close().await?;
+    Ok(())
+}
+
+/// A member that ends while its first join is still under way is not waited for when that is answered.
+async fn d02_a_member_that_has_just_joined(server: Server, protocol: GroupProtocol) -> Tested {
+    let url = server.url();
+    let long = |config: ebus_kafka::KafkaConfig| config.with_session_timeout(Duration::from_secs(30));
+    let (first, second) =
+        (connect_with(&url, protocol, long).await?, connect_with(&url, protocol, long).await?);
+    let topic = fresh("short")?;
+    first.create_topic(&ebus_core::TopicSpec::new(topic.clone(), 4)).await?;
+    let mut one = Raw::join(&first, options(&topic)?).await?;
+    until("one has all", [&mut one], |[one]| one.owned.len() == 4).await?;
+    let mut short = Raw::join(&second, options(&topic)?).await?;
+    // It has sent its join, which the other answers with its next heartbeat.
+    go_on([&mut short], Duration::from_millis(300)).await;
+    let begun = Instant::now();
+    let (closed, ()) = tokio::join!(short.close(), go_on([&mut one], Duration::from_secs(1)));
+    closed?;
+    until("the first has all, whatever it gave up", [&mut one], |[one]| {
+        if !one.revoking.is_empty() {
+            one.release();
+        }
+        begun.elapsed() > Duration::from_secs(4) && one.owned.len() == 4
+    })
+    .await?;
+    println!("all again {:?} after", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "the group waited for it: {:?}", begun.elapsed());
+    one.close().await?;
     Ok(())
 }

@@ -122,6 +122,11 @@ impl Raw {
         all
     }
 
+    /// How many partitions of this topic it owns.
+    pub(crate) fn of_topic(&self, topic: &Topic) -> usize {
+        self.owned.values().filter(|assigned| assigned.partition.topic == *topic).count()
+    }
+
     /// The places of messages that came, in order of arrival.
     pub(crate) fn offsets(&self, partition: u32) -> Vec<u64> {
         let of = self.inbound.iter().filter(|(one, _)| self.partition(one.token.owned()) == partition);
