@@ -1,4 +1,4 @@
-//! G6: what is finished does not run again, but for a crash.
+//! G6: what is finished does not run again, nor become a dead letter, but for a crash.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -39,6 +39,35 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
                 || format!("a message ran again after it was finished, {why}"),
                 [facts.event(before), facts.event(run.start)],
             ),
+        }
+    }
+    letters(facts, rules, &committed, verdict);
+}
+
+/// A message that was handled to success is no dead letter after that. What a crash excuses is what it excuses of a run.
+fn letters(facts: &Facts<'_>, rules: &Rules, committed: &Commits<'_>, verdict: &mut Verdict) {
+    for letter in &facts.letters {
+        let successes = facts.finished.get(&letter.work).into_iter().flatten();
+        let Some(&success) = successes.rev().find(|at| **at < letter.start && !facts.is_dead_letter(**at))
+        else {
+            continue;
+        };
+        // It ran again before it was given up: then that run was judged.
+        let again = |run: &Run<'_>| {
+            run.ownership() == letter.ownership() && (success..letter.start).contains(&run.start)
+        };
+        if facts.runs_of(letter.work).any(again) {
+            continue;
+        }
+        // Of what was redriven, the place was committed before, with its first dead letter.
+        let redriven = facts.finisher(letter.work, success).is_some_and(|run| run.redriven);
+        let letter = Run { redriven, ..*letter };
+        if let Err(why) = excuse(facts, rules, committed, &letter, success) {
+            verdict.find(
+                Promise::G6,
+                || format!("a message became a dead letter after it was handled, {why}"),
+                [facts.event(success), facts.event(letter.start)],
+            );
         }
     }
 }

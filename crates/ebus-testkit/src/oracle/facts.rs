@@ -26,6 +26,8 @@ pub(super) struct Facts<'a> {
     /// Which group reads which topics.
     pub(super) readers: BTreeSet<(&'a str, &'a str)>,
     pub(super) runs: Vec<Run<'a>>,
+    /// Dead letters, as runs that begin and end with the receipt.
+    pub(super) letters: Vec<Run<'a>>,
     /// All runs of a message, in order of their starts.
     runs_of: HashMap<Work<'a>, Vec<usize>>,
     /// The run that a start began.
@@ -36,7 +38,7 @@ pub(super) struct Facts<'a> {
     pub(super) faults: Faults<'a>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Run<'a> {
     pub(super) work: Work<'a>,
     pub(super) key: Option<&'a str>,
@@ -75,6 +77,7 @@ impl<'a> Facts<'a> {
             messages: BTreeMap::new(),
             readers: rules.readers.iter().map(|(group, topic)| (group.as_str(), topic.as_str())).collect(),
             runs: Vec::new(),
+            letters: Vec::new(),
             runs_of: HashMap::new(),
             run_of: HashMap::new(),
             finished: HashMap::new(),
@@ -147,7 +150,18 @@ impl<'a> Facts<'a> {
                 }
             }
             Kind::DeadLetter => {
-                let finished = self.finished.entry(work(event)?).or_default();
+                let (work, member, epoch) = (work(event)?, member(event)?, event.epoch?);
+                let key = event.key.as_deref();
+                self.letters.push(Run {
+                    work,
+                    key,
+                    member,
+                    epoch,
+                    redriven: false,
+                    start: at,
+                    end: Some(at),
+                });
+                let finished = self.finished.entry(work).or_default();
                 verdict.dead_letters += u64::from(finished.is_empty());
                 finished.push(at);
             }
@@ -200,6 +214,11 @@ impl<'a> Facts<'a> {
     pub(super) fn finisher(&self, work: Work<'_>, at: At) -> Option<&Run<'a>> {
         let runs = self.runs_of.get(&work)?.iter().map(|run| &self.runs[*run]);
         runs.filter(|run| run.end.is_some_and(|end| end <= at)).max_by_key(|run| run.end)
+    }
+
+    /// All runs of `work`, in order of their starts.
+    pub(super) fn runs_of(&self, work: Work<'a>) -> impl Iterator<Item = &Run<'a>> {
+        self.runs_of.get(&work).into_iter().flatten().map(|run| &self.runs[*run])
     }
 
     /// How an ownership ended, if it did.

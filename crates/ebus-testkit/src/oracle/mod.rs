@@ -10,7 +10,7 @@
 //! | G3 | *overlapping*: two runs of a key were open at once; a run was open or began after its ownership had ended; two members had the same epoch |
 //! | G4 | *delayed*: a message whose turn had come did not start in time (only with [`Rules::starts_within`]) |
 //! | G5 | *unbounded*: more runs were open in a member than allowed (only with [`Rules::max_in_flight`]) |
-//! | G6 | *duplicates*: a message started after it was finished, and that was not for a crash, nor the first success of a dead letter that is redriven |
+//! | G6 | *duplicates*: a message started after it was finished, and that was not for a crash, nor the first success of a dead letter that is redriven; or it became a dead letter after it was handled, without a run between, and that was not for a crash |
 //! | G7 | *misplaced*: messages of one key and publisher are stored in another order than that of the calls |
 //!
 //! A run ends when its future has ended or was dropped. What a crash excuses: a run that was finished may run again under

@@ -6,6 +6,7 @@ use super::{Promise, Rules, Verdict, judge};
 use crate::history::{Event, Kind, Outcome, name};
 
 mod faults;
+mod letters;
 mod mutations;
 mod parked;
 mod script;

@@ -79,7 +79,7 @@ pub struct Verdict {
     pub delayed: u64,
     /// G5: starts above the bound.
     pub unbounded: u64,
-    /// G6: starts of what was finished, that no crash excuses.
+    /// G6: starts of what was finished, and dead letters of what was handled, that no crash excuses.
     pub duplicates: u64,
     /// G7: messages stored in another order than that of their calls.
     pub misplaced: u64,

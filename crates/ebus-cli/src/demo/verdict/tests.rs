@@ -74,7 +74,6 @@ fn event(kind: Kind, place: Option<Place>, offset: u64) -> Event {
         Some(if matches!(kind, Kind::Call | Kind::Stored) { "publisher-1" } else { "member-1" }.into());
     match kind {
         Kind::Call | Kind::Stored => event.call = Some(offset),
-        Kind::DeadLetter => event.group = Some(GROUP.into()),
         _ => {
             event.group = Some(GROUP.into());
             event.epoch = Some(1);

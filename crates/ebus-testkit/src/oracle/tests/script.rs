@@ -186,8 +186,13 @@ impl Script {
         self
     }
 
-    pub(super) fn dead_letter(mut self, key: &str, offset: u64) -> Self {
-        self.event(Kind::DeadLetter, "m", 0, key, offset).epoch = None;
+    /// By member `m` under epoch 1.
+    pub(super) fn dead_letter(self, key: &str, offset: u64) -> Self {
+        self.dead_letter_by("m", 1, key, offset)
+    }
+
+    pub(super) fn dead_letter_by(mut self, member: &str, epoch: u64, key: &str, offset: u64) -> Self {
+        self.event(Kind::DeadLetter, member, epoch, key, offset);
         self
     }
 
