@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ebus_core::{Delivery, Error, ErrorKind, Outcome};
+use ebus_core::{BatchOutcome, Delivery, Error, ErrorKind, Failures, Outcome};
 use ebus_pool::dead_letter;
 use tower_service::Service;
 
@@ -27,6 +27,52 @@ impl Service<Delivery> for Planned {
     }
 
     fn call(&mut self, delivery: Delivery) -> Self::Future {
+        let fate = self.fate(&delivery);
+        Box::pin(async move { Ok(run(fate, delivery.attempt()).await) })
+    }
+}
+
+/// One message after the other, and none of a key behind one that failed.
+impl Service<Vec<Delivery>> for Planned {
+    type Response = BatchOutcome;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<BatchOutcome, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, batch: Vec<Delivery>) -> Self::Future {
+        let planned: Vec<_> = batch.into_iter().map(|delivery| (self.fate(&delivery), delivery)).collect();
+        Box::pin(async move {
+            let (mut failures, mut failed) = (Failures::new(), None);
+            for (place, (fate, delivery)) in planned.into_iter().enumerate() {
+                if delivery.key().is_some() && delivery.key() == failed.as_ref() {
+                    continue;
+                }
+                let outcome = run(fate, delivery.attempt()).await;
+                if !matches!(outcome, Outcome::Ack) {
+                    failed = delivery.key().cloned();
+                    failures.add(place, outcome);
+                }
+            }
+            // Some say of the whole batch what is true of one of them.
+            match failures.into_vec() {
+                named if named.len() == 1 && named[0].0 == 1 => {
+                    let error = Error::new(ErrorKind::Handler, "one of them fails on purpose");
+                    Ok(BatchOutcome::Retry { after: None, error })
+                }
+                named => Ok(BatchOutcome::Each(
+                    named.into_iter().fold(Failures::new(), |all, (place, outcome)| all.with(place, outcome)),
+                )),
+            }
+        })
+    }
+}
+
+impl Planned {
+    /// What is planned for a delivery; some panic here, before anything is awaited.
+    fn fate(&self, delivery: &Delivery) -> Fate {
         let fate = match key_and_version(delivery.message()) {
             Some((key, version)) if delivery.headers().contains(dead_letter::ID) => {
                 self.0.fate_again(key, version)
@@ -38,7 +84,7 @@ impl Service<Delivery> for Planned {
         {
             std::panic::panic_any(ON_PURPOSE);
         }
-        Box::pin(async move { Ok(run(fate, delivery.attempt()).await) })
+        fate
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ebus_core::{Backend, Error, Owned, Settlement, Source, SourceEvent, SourceOptions, Token, Topic};
 use ebus_memory::MemoryBroker;
-use ebus_pool::{DrainReport, Handlers, Pool, PoolConfig};
+use ebus_pool::{Batch, DrainReport, Handlers, Pool, PoolConfig};
 use ebus_testkit::history::History;
 use ebus_testkit::record::{Recorded, RecordedHandler};
 use tokio::sync::watch;
@@ -41,8 +41,13 @@ impl Member {
         }
         let handler = RecordedHandler::new(Planned(plan.clone()), history.clone(), &group(), name);
         let source = Box::new(Freezing { inner: source, freezes });
-        let pool = Pool::start_with(source, config, Handlers::new().on(topic(), handler))
-            .expect("the plan is legal");
+        let handlers = match plan.batches {
+            Some((messages, age)) => {
+                Handlers::new().batch(topic(), Batch::of(messages).max_age(age), handler)
+            }
+            None => Handlers::new().on(topic(), handler),
+        };
+        let pool = Pool::start_with(source, config, handlers).expect("the plan is legal");
         Self { pool, backend, frozen }
     }
 

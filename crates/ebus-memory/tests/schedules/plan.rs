@@ -73,6 +73,8 @@ pub(crate) struct Plan {
     pub(crate) commit_interval: Duration,
     revoke_within: Duration,
     limits: LedgerLimits,
+    /// Members handle in batches of so many messages, and as old as this.
+    pub(crate) batches: Option<(usize, Duration)>,
     /// Keys of dead letters are parked, at most so many in a partition.
     pub(crate) parks: Option<usize>,
     /// What is redriven does not fail any more.
@@ -83,7 +85,7 @@ impl Plan {
     pub(crate) fn draw(seed: u64) -> Self {
         let random = &mut Random::new(seed ^ 0x5eed);
         let limits = LedgerLimits::default();
-        Self {
+        let mut plan = Self {
             seed,
             partitions: random.within(1, 4) as u32,
             keys: random.within(2, 12),
@@ -103,8 +105,15 @@ impl Plan {
                 _ => limits,
             },
             parks: random.one_in(2).then(|| random.within(1, 4) as usize),
+            batches: None,
             healed: Arc::default(),
+        };
+        if random.one_in(3) {
+            // One that the budget could never fill is refused.
+            let messages = (random.within(1, 8) as usize).min(plan.budget);
+            plan.batches = Some((messages, random.millis(0, 50)));
         }
+        plan
     }
 
     pub(crate) fn options(&self, options: SourceOptions) -> SourceOptions {

@@ -44,6 +44,7 @@ pub(crate) const KINDS: &[&str] = &[
     "asked",
     "parking fails",
     "cancelled",
+    "schedules in batches",
 ];
 
 /// The header that names the publisher.
@@ -110,7 +111,9 @@ pub(crate) async fn run(plan: Plan) -> Result<Told, String> {
     }
     let ended = world.finish().await;
     let events = world.history.events();
-    let mut rules = Rules::new().max_in_flight(world.plan.max_in_flight.max(3));
+    // A batch is one run of the member, and as many to the oracle as it has keys.
+    let keys = world.plan.batches.map_or(1, |(messages, _)| messages);
+    let mut rules = Rules::new().max_in_flight(world.plan.max_in_flight.max(3) * keys);
     if world.plan.commits_kept {
         rules = rules.commit_within(world.plan.commit_interval + Duration::from_millis(10));
     }
@@ -126,6 +129,7 @@ pub(crate) async fn run(plan: Plan) -> Result<Told, String> {
         world.count("replayed", verdict.replayed);
         world.count("dead letters", verdict.dead_letters);
         world.count("redriven", verdict.redriven);
+        world.count("schedules in batches", u64::from(world.plan.batches.is_some()));
         world.count("messages", verdict.stored);
         world.count("runs", verdict.runs);
         return Ok(Told { tally: world.tally, trace: world.trace, verdict });

@@ -123,7 +123,7 @@ impl<'a> Facts<'a> {
             }
             Kind::Start => {
                 let (work, member, epoch) = (work(event)?, member(event)?, event.epoch?);
-                if event.redriven && !self.is_finished_before(work, at) {
+                if event.redriven && !self.is_finished_before(work, at) && !self.has_had_an_owner(work) {
                     return None;
                 }
                 verdict.runs += 1;
@@ -198,6 +198,12 @@ impl<'a> Facts<'a> {
         if (&one.key, one.version) != (&other.key, other.version) {
             verdict.find(Promise::G1, || "one place has two messages".into(), [one, other]);
         }
+    }
+
+    /// Whether an ownership of its partition has ended: a dead letter may have been stored under it without a receipt.
+    fn has_had_an_owner(&self, (group, (topic, partition, _)): Work<'_>) -> bool {
+        let of_it = |owned: &Ownership<'_>| (owned.0, owned.1, owned.2) == (group, topic, partition);
+        self.ownerships.iter().any(|(ownership, owned)| of_it(ownership) && owned.ended.is_some())
     }
 
     /// Whether it was finished by its dead letter at `at`: where keys are parked, it is not done by that.

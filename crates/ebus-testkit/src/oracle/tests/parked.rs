@@ -87,3 +87,13 @@ fn a_run_that_says_it_is_redriven_has_a_dead_letter() {
     let verdict = judge(&script.events, &rules());
     assert!(verdict.count(Promise::Malformed) > 0, "{verdict}");
 }
+
+/// Killed after it was stored, and before anybody was told.
+#[test]
+fn p2_a_dead_letter_whose_owner_got_no_receipt_is_redriven_by_the_next_one() {
+    let script =
+        Script::new().stored("k", 0).stored("k", 1).assigned("m", 1).run("m", 1, "k", 0, Outcome::Reject);
+    let script = script.dead_letter("k", 0).settled("m", 1, 0).lost("m", 1).assigned("n", 2);
+    let script = script.redriven("n", 2, "k", 0, Outcome::Ack).redriven("n", 2, "k", 1, Outcome::Ack);
+    finds(&script, &Rules::new().parks("g"), &[]);
+}
