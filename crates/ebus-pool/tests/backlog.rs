@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
-use ebus_core::{Delivery, Error, ErrorKind, Outcome, Owned, SourceEvent, Topic};
+use ebus_core::{Delivery, Error, ErrorKind, Outcome, SourceEvent};
 use ebus_pool::{Handlers, Pool};
 
 const MS: Duration = Duration::from_millis(1);
@@ -137,24 +137,9 @@ impl ebus_core::Source for Ticking {
             }
         }
     }
-    fn settle(&mut self, batch: &mut Vec<(ebus_core::Token, ebus_core::Settlement)>) {
-        self.source.settle(batch);
-    }
-    fn release(&mut self, owned: &[Owned]) {
-        self.source.release(owned);
-    }
-    fn pause(&mut self, owned: &[Owned]) {
-        self.source.pause(owned);
-    }
-    fn resume(&mut self, owned: &[Owned]) {
-        self.source.resume(owned);
-    }
-    fn subscribe(&mut self, topics: &[Topic]) {
-        self.source.subscribe(topics);
-    }
-    fn stale(&self) -> u64 {
-        self.source.stale()
-    }
+
+    hands_on!();
+
     async fn close(self: Box<Self>, within: Duration) -> Result<(), Error> {
         self.source.close(within).await
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use common::*;
-use ebus_core::{Error, Outcome, Owned, SourceEvent, Topic};
+use ebus_core::{Error, Outcome, Owned, SourceEvent};
 use ebus_pool::Pool;
 
 const MS: Duration = Duration::from_millis(1);
@@ -159,24 +159,9 @@ impl ebus_core::Source for Panicking {
         assert!(!self.now.load(SeqCst), "a bug of the source");
         self.source.recv(room, out).await
     }
-    fn settle(&mut self, batch: &mut Vec<(ebus_core::Token, ebus_core::Settlement)>) {
-        self.source.settle(batch);
-    }
-    fn release(&mut self, owned: &[Owned]) {
-        self.source.release(owned);
-    }
-    fn pause(&mut self, owned: &[Owned]) {
-        self.source.pause(owned);
-    }
-    fn resume(&mut self, owned: &[Owned]) {
-        self.source.resume(owned);
-    }
-    fn subscribe(&mut self, topics: &[Topic]) {
-        self.source.subscribe(topics);
-    }
-    fn stale(&self) -> u64 {
-        self.source.stale()
-    }
+
+    hands_on!();
+
     async fn close(self: Box<Self>, _within: Duration) -> Result<(), Error> {
         Ok(())
     }

@@ -86,6 +86,15 @@ impl World {
     }
 }
 
+/// Key `a` is parked with its first messages, so many of them.
+async fn parked(count: usize) -> (World, Owned) {
+    let mut world = world(&[0], 10);
+    let owned = world.script.assign(0);
+    world.deliver(owned, &vec!["a"; count]);
+    world.finished(count).await;
+    (world, owned)
+}
+
 /// Offsets and reasons.
 fn letters(told: &[(u64, &str)]) -> Vec<(u64, String)> {
     told.iter().map(|(offset, reason)| (*offset, (*reason).to_owned())).collect()
@@ -121,10 +130,7 @@ async fn p2_what_follows_a_dead_letter_waits_for_it_in_the_dead_letter_topic() {
 
 #[tokio::test(start_paused = true)]
 async fn p2_what_arrives_while_a_key_is_redriven_waits_for_its_end() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a", "a"]);
-    world.finished(3).await;
+    let (mut world, owned) = parked(3).await;
     world.bad.set(&[]);
     world.letters.redrive("a").await.expect("it is parked");
     until("the first one runs again", || world.log.starts().len() >= 2).await;
@@ -138,10 +144,7 @@ async fn p2_what_arrives_while_a_key_is_redriven_waits_for_its_end() {
 
 #[tokio::test(start_paused = true)]
 async fn p8_a_redrive_that_fails_again_stops_there_and_says_so() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a", "a", "a"]);
-    world.finished(4).await;
+    let (mut world, owned) = parked(4).await;
     world.bad.set(&[2]);
     world.letters.redrive("a").await.expect("it is parked");
     until("2 was tried", || world.log.starts().contains(&2)).await;
@@ -251,10 +254,7 @@ async fn p1_crashed_before_the_list_was_written_it_runs_again() {
 /// Crashed between the list and the commit: what parked the key is known by its offset, and what followed is not redriven twice.
 #[tokio::test(start_paused = true)]
 async fn p2_crashed_before_the_commit_what_was_parked_comes_again_and_is_redriven_once() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a", "a"]);
-    world.finished(3).await;
+    let (mut world, owned) = parked(3).await;
     world.script.lose(owned);
     let owned = world.script.assign(0);
     world.script.rewind(owned, 0);
@@ -270,10 +270,7 @@ async fn p2_crashed_before_the_commit_what_was_parked_comes_again_and_is_redrive
 /// The redrive is quicker than the source: what it delivers later was handled.
 #[tokio::test(start_paused = true)]
 async fn p6_what_was_redriven_is_settled_without_a_run_when_the_source_delivers_it_again() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a", "a"]);
-    world.finished(3).await;
+    let (mut world, owned) = parked(3).await;
     world.script.lose(owned);
     world.bad.set(&[]);
     let owned = world.script.assign(0);
@@ -288,10 +285,7 @@ async fn p6_what_was_redriven_is_settled_without_a_run_when_the_source_delivers_
 /// The same over a hand-over: the list knows it until the source has delivered all of it.
 #[tokio::test(start_paused = true)]
 async fn p6_what_was_redriven_does_not_run_at_the_next_owner_either() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a", "a"]);
-    world.finished(3).await;
+    let (mut world, owned) = parked(3).await;
     world.script.lose(owned);
     world.bad.set(&[]);
     let owned = world.script.assign(0);
@@ -327,10 +321,7 @@ async fn p8_what_was_handled_before_the_key_was_parked_is_no_dead_letter_when_it
 /// The second request was the same bytes as the first, and was removed with it.
 #[tokio::test(start_paused = true)]
 async fn p8_a_redrive_that_is_asked_for_as_the_one_before_stops_is_not_lost() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a"]);
-    world.finished(2).await;
+    let (world, _) = parked(2).await;
     world.letters.redrive("a").await.expect("it is parked");
     until("it runs again", || world.log.starts().len() == 2).await;
     let first = world.letters.state().requests[0].clone();
@@ -380,10 +371,7 @@ async fn p1_a_dead_letter_topic_that_was_made_anew_is_looked_through_and_what_is
 /// A copy from another cluster, or anybody's: its offset is not of this partition.
 #[tokio::test(start_paused = true)]
 async fn p1_a_letter_of_a_message_that_was_never_there_is_left_alone() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a"]);
-    world.finished(2).await;
+    let (mut world, owned) = parked(2).await;
     world.bad.set(&[]);
     world.letters.state().source_end = 2;
     for offset in ["1000", "18446744073709551615"] {
@@ -420,10 +408,7 @@ async fn p1_a_dead_letter_of_a_topic_made_anew_is_no_duplicate_of_the_old_one() 
 /// Crashed in the middle of a redrive: the next owner goes on behind what was kept.
 #[tokio::test(start_paused = true)]
 async fn p6_crashed_while_redriving_only_what_was_not_kept_runs_again() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a", "a", "a"]);
-    world.finished(4).await;
+    let (mut world, owned) = parked(4).await;
     world.bad.set(&[]);
     world.letters.redrive("a").await.expect("it is parked");
     until("1 was redriven", || world.log.starts() == [0, 0, 1]).await;
@@ -443,10 +428,7 @@ async fn p6_crashed_while_redriving_only_what_was_not_kept_runs_again() {
 /// A hand-over with notice repeats nothing: what is redriven is kept before the partition is released.
 #[tokio::test(start_paused = true)]
 async fn p6_handed_over_while_redriving_nothing_runs_again() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a", "a", "a"]);
-    world.finished(4).await;
+    let (mut world, owned) = parked(4).await;
     world.bad.set(&[]);
     world.letters.redrive("a").await.expect("it is parked");
     until("1 is being redriven", || world.log.starts() == [0, 0, 1]).await;
@@ -625,10 +607,7 @@ async fn p8_a_request_means_one_parking_and_no_later_one() {
 
 #[tokio::test(start_paused = true)]
 async fn p8_dead_letters_that_cannot_be_read_are_told_and_read_later() {
-    let mut world = world(&[0], 10);
-    let owned = world.script.assign(0);
-    world.deliver(owned, &["a", "a"]);
-    world.finished(2).await;
+    let (mut world, owned) = parked(2).await;
     world.bad.set(&[]);
     world.letters.state().read_fails = true;
     world.letters.redrive("a").await.expect("it is parked");

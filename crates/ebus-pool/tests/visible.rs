@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::*;
 use ebus_core::{
-    Delivery, Error, ErrorKind, Lease, Outcome, Owned, Publish, Publisher, Receipt, SourceEvent, Topic,
+    Delivery, Error, ErrorKind, Lease, Outcome, Publish, Publisher, Receipt, SourceEvent, Topic,
 };
 use ebus_pool::Pool;
 
@@ -144,7 +144,7 @@ async fn p3_no_dead_letter_starts_past_the_lease() {
 #[tokio::test(start_paused = true)]
 async fn p9_the_state_is_answered_while_the_source_is_being_closed() {
     let (script, source) = script();
-    let pool = Arc::new(Pool::start(Box::new(SlowToClose(source)), config()).expect("valid"));
+    let pool = Arc::new(Pool::start(Box::new(SlowToClose { source }), config()).expect("valid"));
     script.assign(0);
     tokio::time::sleep(MS).await;
     let draining = pool.clone();
@@ -155,34 +155,22 @@ async fn p9_the_state_is_answered_while_the_source_is_being_closed() {
     assert!(begun.elapsed() <= 2 * S, "{:?}", begun.elapsed());
 }
 
-struct SlowToClose(Box<ScriptedSource>);
+/// Takes half of the time that it is given.
+struct SlowToClose {
+    source: Box<ScriptedSource>,
+}
 
 #[async_trait::async_trait]
 impl ebus_core::Source for SlowToClose {
     async fn recv(&mut self, room: usize, out: &mut Vec<SourceEvent>) -> Result<usize, Error> {
-        self.0.recv(room, out).await
+        self.source.recv(room, out).await
     }
-    fn settle(&mut self, batch: &mut Vec<(ebus_core::Token, ebus_core::Settlement)>) {
-        self.0.settle(batch);
-    }
-    fn release(&mut self, owned: &[Owned]) {
-        self.0.release(owned);
-    }
-    fn pause(&mut self, owned: &[Owned]) {
-        self.0.pause(owned);
-    }
-    fn resume(&mut self, owned: &[Owned]) {
-        self.0.resume(owned);
-    }
-    fn subscribe(&mut self, topics: &[Topic]) {
-        self.0.subscribe(topics);
-    }
-    fn stale(&self) -> u64 {
-        self.0.stale()
-    }
+
+    hands_on!();
+
     async fn close(self: Box<Self>, within: Duration) -> Result<(), Error> {
         tokio::time::sleep(within / 2).await;
-        self.0.close(within).await
+        self.source.close(within).await
     }
 }
 

@@ -158,6 +158,38 @@ impl Script {
     }
 }
 
+/// What a source hands on that stands around another one, its field `source`: all but `recv` and `close`.
+#[allow(unused_macros)] // Each test file uses its part.
+macro_rules! hands_on {
+    () => {
+        fn settle(&mut self, batch: &mut Vec<(ebus_core::Token, ebus_core::Settlement)>) {
+            self.source.settle(batch);
+        }
+
+        fn release(&mut self, owned: &[ebus_core::Owned]) {
+            self.source.release(owned);
+        }
+
+        fn pause(&mut self, owned: &[ebus_core::Owned]) {
+            self.source.pause(owned);
+        }
+
+        fn resume(&mut self, owned: &[ebus_core::Owned]) {
+            self.source.resume(owned);
+        }
+
+        fn subscribe(&mut self, topics: &[ebus_core::Topic]) {
+            self.source.subscribe(topics);
+        }
+
+        fn stale(&self) -> u64 {
+            self.source.stale()
+        }
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use hands_on;
+
 impl ScriptedSource {
     fn note(&self, said: Said) {
         self.said.lock().expect("no test panicked with it").push(said);
