@@ -107,3 +107,27 @@ impl<S> BatchHandler for S where
         + 'static
 {
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn retry() -> Outcome {
+        Outcome::Retry { after: None, error: Error::new(ErrorKind::Handler, "the shelf is full") }
+    }
+
+    #[test]
+    fn p1_only_those_that_failed_are_named_and_each_of_them() {
+        let mut failures = Failures::new().with(3, retry());
+        failures.add(1, Outcome::Ack);
+        failures.add(0, retry());
+        assert!(!failures.is_empty());
+        assert_eq!(failures.len(), 2);
+        assert_eq!(failures.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [3, 0]);
+        let named = failures.into_vec();
+        assert!(matches!(named[..], [(3, Outcome::Retry { .. }), (0, Outcome::Retry { .. })]), "{named:?}");
+        assert!(Failures::from(()).is_empty());
+        assert_eq!(Failures::from(()).len(), 0);
+    }
+}

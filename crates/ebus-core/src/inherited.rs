@@ -64,3 +64,53 @@ impl Inherited {
         self.runs.iter().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{NextOffset, OffsetSet};
+
+    /// What of `runs` is at or above `read_to`, run by run.
+    fn left(runs: &[(u64, u64)], read_to: u64) -> Vec<(u64, u64)> {
+        let cut = runs.iter().map(|run| (run.0.max(read_to), run.1));
+        cut.filter(|run| run.0 < run.1).collect()
+    }
+
+    proptest! {
+        /// Whatever former owners finished and whatever is read: what is finished is said to be, once, and the rest costs what it
+        /// costs when it is counted anew.
+        #[test]
+        fn p6_agrees_with_the_naive_model(
+            watermark in 0u64..500,
+            runs in prop::collection::vec((1u64..300, 1u64..300), 0..12),
+            reads in prop::collection::vec(0u64..200, 0..60),
+        ) {
+            let mut position = Position { watermark: NextOffset(watermark), finished: OffsetSet::new() };
+            let mut at = 0;
+            for (gap, len) in runs {
+                position.finished.push(at + gap, at + gap + len);
+                at += gap + len;
+            }
+            let runs = position.finished.runs();
+            let mut inherited = Inherited::new(&position);
+            let mut read_to = watermark;
+            for gap in reads {
+                let offset = read_to + gap;
+                prop_assert_eq!(inherited.pass(offset), position.finished.contains(offset), "{}", offset);
+                read_to = offset + 1;
+                let left = left(runs, read_to);
+                let mut before = read_to;
+                let mut cost = 0;
+                for run in &left {
+                    cost += varint_len(run.0 - before) + varint_len(run.1 - run.0);
+                    before = run.1;
+                }
+                prop_assert_eq!(inherited.cost(read_to), cost);
+                prop_assert_eq!(inherited.end(), left.last().map(|run| run.1));
+                prop_assert_eq!(inherited.runs().collect::<Vec<_>>(), left);
+            }
+        }
+    }
+}

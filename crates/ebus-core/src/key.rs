@@ -76,3 +76,28 @@ impl fmt::Debug for Key {
         write!(f, "\"{}\"", self.0.escape_ascii())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p2_a_key_is_its_bytes_however_it_was_made() {
+        let bytes = Bytes::from_static(b"order-42");
+        let keys = [
+            Key::from("order-42"),
+            "order-42".to_owned().into(),
+            bytes.clone().into(),
+            bytes.to_vec().into(),
+        ];
+        for key in keys {
+            assert_eq!(key, Key::new(bytes.clone()));
+            assert_eq!(
+                (key.as_bytes(), key.as_ref(), key.as_str()),
+                (&b"order-42"[..], &b"order-42"[..], Some("order-42"))
+            );
+            assert_eq!(key.into_bytes(), bytes);
+        }
+        assert_eq!(Key::new(&[0xff][..]).as_str(), None);
+    }
+}

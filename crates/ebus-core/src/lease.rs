@@ -39,7 +39,7 @@ impl Lease {
     pub fn extend(&self, deadline: Instant) {
         if let Some(shared) = &self.0 {
             let nanos = deadline.saturating_duration_since(shared.origin).as_nanos();
-            shared.nanos.fetch_max(u64::try_from(nanos).unwrap_or(u64::MAX - 1), Ordering::AcqRel);
+            shared.nanos.fetch_max(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::AcqRel);
         }
     }
 
@@ -74,6 +74,19 @@ mod tests {
 
     #[test]
     fn without_limit_never_ends() {
-        assert!(Lease::unlimited().is_current(Instant::now() + Duration::from_secs(1 << 30)));
+        let lease = Lease::unlimited();
+        lease.extend(Instant::now());
+        assert!(lease.is_current(Instant::now() + Duration::from_secs(1 << 30)));
+        assert!(!lease.is_limited());
+        assert_eq!(lease.deadline(), None);
+    }
+
+    #[test]
+    fn p3_says_when_it_ends_and_that_it_does() {
+        let now = Instant::now();
+        let lease = Lease::until(now + Duration::from_secs(5));
+        assert!(lease.is_limited());
+        assert_eq!(lease.deadline(), Some(now + Duration::from_secs(5)));
+        assert!(!Lease::until(now).is_current(now), "it was over when it was given");
     }
 }

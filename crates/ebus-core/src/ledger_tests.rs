@@ -171,6 +171,91 @@ fn p9_the_last_offset_that_there_could_be_is_refused() {
     assert_eq!(ledger.track(u64::MAX - 1), Ok(Tracked::Deliver));
 }
 
+#[test]
+fn a_span_of_no_message_is_one_of_one() {
+    assert_eq!(LedgerLimits::default().with_max_span(0).max_span, 1);
+}
+
+/// Bytes of the runs of a position, as they are encoded.
+fn run_bytes(position: &Position) -> usize {
+    let (mut bytes, mut at) = (0, position.watermark.0);
+    for (start, end) in position.finished.runs() {
+        bytes += varint_len(start - at) + varint_len(end - start);
+        at = *end;
+    }
+    bytes
+}
+
+/// Gaps where every second finished makes the longest text (two distances of one byte become one number of two), and any.
+fn gaps() -> impl Strategy<Value = (bool, Vec<u64>)> {
+    let any = prop_oneof![Just(0u64), 1u64..200, 10_000u64..30_000];
+    prop_oneof![
+        prop::collection::vec(70u64..120, 2..9).prop_map(|gaps| (true, gaps)),
+        prop::collection::vec(any, 2..9).prop_map(|gaps| (false, gaps)),
+    ]
+}
+
+proptest! {
+    /// The bound that intake goes by, beside every outcome that there can be: never below the longest, and hardly above it.
+    #[test]
+    fn p5_the_bound_of_the_text_is_that_of_the_worst_outcome(
+        done in 0usize..4,
+        (worst_gaps, gaps) in gaps(),
+        before in prop::collection::vec((1u64..300, 1u64..300), 0..4),
+    ) {
+        let mut finished = OffsetSet::new();
+        let mut at = 1_000_000;
+        for (gap, len) in before {
+            finished.push(at + gap, at + gap + len);
+            at += gap + len;
+        }
+        let mut ledger = Ledger::new(&Position { watermark: NextOffset(0), finished }, LedgerLimits::default());
+        for offset in 0..done as u64 {
+            // It leaves, and what it took in the bound with it.
+            prop_assert_eq!(ledger.track(offset), Ok(Tracked::Deliver));
+            prop_assert!(ledger.finish(offset));
+        }
+        let (mut offsets, mut next, mut bound) = (Vec::new(), done as u64, 0);
+        for gap in std::iter::once(0).chain(gaps) {
+            next += gap;
+            bound = ledger.most_run_bytes(next);
+            prop_assert_eq!(ledger.track(next), Ok(Tracked::Deliver));
+            offsets.push(next);
+            next += 1;
+        }
+        let worst = (0u32..1 << offsets.len()).map(|outcome| {
+            let mut ledger = ledger.clone();
+            for (_, offset) in offsets.iter().enumerate().filter(|(index, _)| outcome & (1 << index) != 0) {
+                ledger.finish(*offset);
+            }
+            run_bytes(&ledger.position())
+        });
+        let worst = worst.max().unwrap_or_default();
+        prop_assert!(worst <= bound, "{worst} bytes, the bound is {bound}");
+        prop_assert!(!worst_gaps || bound <= worst + 4, "the bound is {bound} for {worst} bytes");
+    }
+}
+
+/// What was not read before leaves room for what a former owner had read, and nothing else does.
+#[test]
+fn p4_only_what_is_new_leaves_room_for_a_re_read() {
+    let mut finished = OffsetSet::new();
+    for run in 1..40u64 {
+        finished.push(run * 1_000, run * 1_000 + 500);
+    }
+    let position = Position { watermark: NextOffset(0), finished };
+    let least_len = |offset| {
+        let room = |len: &usize| {
+            let mut ledger = Ledger::new(&position, LedgerLimits::default().with_max_position_len(*len));
+            ledger.track(0).expect("the first");
+            ledger.has_room(offset)
+        };
+        (0..1_000).find(room).expect("some length is enough")
+    };
+    // Twelve bytes are sixteen characters.
+    assert_eq!(least_len(39_500) - least_len(39_499), 16);
+}
+
 /// The same by brute force: everything that arrived, and what of it is finished.
 #[derive(Default)]
 struct Naive {
@@ -287,7 +372,9 @@ proptest! {
                     }
                 }
             }
+            prop_assert_eq!(ledger.unfinished(), open.len());
             let watermark = naive.watermark(ledger.read_to().0);
+            prop_assert_eq!(ledger.span(), naive.arrived.range(watermark..).count());
             prop_assert_eq!(ledger.watermark().0, watermark);
             prop_assert!(watermark >= floor, "the watermark moved back");
             floor = watermark;

@@ -58,9 +58,7 @@ impl OffsetSet {
     /// Forgets all below `offset`.
     pub fn forget_below(&mut self, offset: u64) {
         let gone = self.runs.partition_point(|run| run.1 <= offset);
-        if gone > 0 {
-            self.runs.drain(..gone);
-        }
+        self.runs.drain(..gone);
         if let Some(first) = self.runs.first_mut() {
             first.0 = first.0.max(offset);
         }
@@ -89,6 +87,10 @@ impl OffsetSet {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -106,5 +108,31 @@ mod tests {
         set.forget_below(6);
         assert_eq!(set.runs(), [(8, 10)]);
         assert_eq!((set.end(), set.count()), (Some(10), 2));
+    }
+
+    proptest! {
+        /// Runs come in ascending order, empty and overlapping ones among them, and all below some offset is forgotten.
+        #[test]
+        fn agrees_with_the_naive_set(runs in prop::collection::vec((0u64..6, 0u64..6), 0..12), below in 0u64..40) {
+            let (mut set, mut naive) = (OffsetSet::new(), BTreeSet::new());
+            let mut at = 0;
+            for (gap, len) in runs {
+                set.push(at + gap, at + gap + len);
+                naive.extend(at + gap..at + gap + len);
+                // The next one begins in this one, or behind it.
+                at += gap + len / 2;
+            }
+            for forgotten in [0, below] {
+                set.forget_below(forgotten);
+                naive.retain(|offset| *offset >= forgotten);
+                let members: BTreeSet<u64> = (0..200).filter(|offset| set.contains(*offset)).collect();
+                prop_assert_eq!(&members, &naive);
+                prop_assert_eq!(set.count(), naive.len() as u64);
+                prop_assert_eq!(set.is_empty(), naive.is_empty());
+                prop_assert_eq!(set.end(), naive.last().map(|last| last + 1));
+                prop_assert!(set.runs().iter().all(|(start, end)| start < end), "{:?}", set.runs());
+                prop_assert!(set.runs().windows(2).all(|pair| pair[0].1 < pair[1].0), "{:?}", set.runs());
+            }
+        }
     }
 }

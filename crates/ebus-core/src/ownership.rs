@@ -271,3 +271,7 @@ mod tests {
         assert!(!ownership.has_uncommitted(owned));
     }
 }
+
+#[cfg(test)]
+#[path = "ownership_tests.rs"]
+mod model;

@@ -236,7 +236,54 @@ mod tests {
         assert_eq!(Position::decode(text.as_bytes(), MARK, beside), Err(PositionError::OtherWatermark));
     }
 
+    #[test]
+    fn p5_what_stands_around_the_set_is_never_longer_than_what_is_kept_free_for_it() {
+        let text = Position::at(NextOffset(u64::MAX)).encode(LogMark(u128::MAX), Epoch(u64::MAX));
+        assert_eq!(text.len(), MAX_FRAME_LEN);
+    }
+
+    #[test]
+    fn what_is_finished_below_the_watermark_takes_no_place() {
+        let set = |watermark, offsets: &[u64]| encode_set(watermark, &position(0, offsets).finished);
+        assert_eq!(set(10, &[3, 9]), "-");
+        assert_eq!(set(10, &[9, 1_000_000]), set(10, &[1_000_000]));
+        assert_eq!(set(10, &[9, 12, 14]), set(10, &[12, 14]));
+    }
+
     proptest! {
+        /// The bound of a ledger is a sum of these.
+        #[test]
+        fn p5_a_number_takes_as_many_bytes_as_is_said(bits in 0u32..64, below in any::<u64>()) {
+            for value in [0, 1, (1 << bits) - 1, 1 << bits, below >> bits] {
+                let mut bytes = Vec::new();
+                put_varint(&mut bytes, value);
+                prop_assert_eq!(bytes.len(), varint_len(value), "{}", value);
+                prop_assert_eq!(take_varint(&mut bytes.as_slice()), Some(value));
+            }
+        }
+
+        /// As runs or as a bitmap, whichever is shorter; and none of what is below the watermark.
+        #[test]
+        fn p5_the_shorter_of_two_ways(watermark in 0u64..300, runs in prop::collection::vec((1u64..60, 1u64..20), 1..40)) {
+            let mut finished = OffsetSet::new();
+            let mut at = 0;
+            for (gap, len) in runs {
+                finished.push(at + gap, at + gap + len);
+                at += gap + len;
+            }
+            let mut above = finished.clone();
+            above.forget_below(watermark);
+            let text = encode_set(watermark, &finished);
+            prop_assert_eq!(decode_set(watermark, &text), Some(above.clone()));
+            let (mut bytes, mut before) = (0, watermark);
+            for (start, end) in above.runs() {
+                bytes += varint_len(start - before) + varint_len(end - start);
+                before = *end;
+            }
+            let bitmap = above.end().map_or(0, |end| (end - watermark).div_ceil(8) as usize);
+            prop_assert_eq!(text.len(), 1 + (bytes.min(bitmap) * 4).div_ceil(3), "{}", text);
+        }
+
         #[test]
         fn survives_the_text(watermark in 0u64..1 << 40, gaps in prop::collection::vec((1u64..100, 1u64..9), 0..200)) {
             let mut position = Position::at(NextOffset(watermark));

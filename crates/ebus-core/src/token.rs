@@ -76,3 +76,16 @@ pub enum Settlement {
     /// Given up unfinished, because its partition is handed over: the next owner gets it.
     Dropped,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p3_the_next_owner_has_a_higher_epoch_and_a_token_keeps_its_own() {
+        assert_eq!(Epoch(3).next(), Epoch(4));
+        let owned = Owned { slot: Slot(7), epoch: Epoch(4) };
+        let token = Token::new(owned, 12);
+        assert_eq!((token.owned(), token.offset(), owned.slot.index()), (owned, 12, 7));
+    }
+}
