@@ -105,6 +105,7 @@ fn read_behind_a_stuck_head(base: u64, gap: u64, limits: LedgerLimits) -> (Ledge
     let mut offsets = Vec::new();
     let mut at = base;
     while ledger.has_room(at) {
+        assert!(offsets.len() <= limits.max_span, "it is never full");
         ledger.track(at).expect("ascending");
         offsets.push(at);
         at += gap;
