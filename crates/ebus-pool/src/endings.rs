@@ -174,3 +174,7 @@ fn cancel_at(then: Then, deadline: Instant) -> Instant {
     let margin = (left / MARGIN.0).min(MARGIN.1);
     if then == Then::Release { deadline - margin } else { deadline }
 }
+
+#[cfg(test)]
+#[path = "endings_tests.rs"]
+mod tests;

@@ -230,3 +230,7 @@ mod tests {
         assert_eq!(budget.room(), 0);
     }
 }
+
+#[cfg(test)]
+#[path = "share_tests.rs"]
+mod naive;
