@@ -1,11 +1,15 @@
-//! `cargo xtask ci`: what can be said about the code without running its tests.
+//! `cargo xtask ci`: what can be said about the code without running its tests, and the models of its hand-offs.
 
 use std::{process::Command, time::Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::{arrows, workspace::Workspace};
+use crate::{
+    arrows,
+    stream::{self, show},
+    workspace::Workspace,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -25,6 +29,8 @@ enum Step {
     Docs,
     /// Each crate by itself: without features, and with each one
     Alone,
+    /// Hand-offs between threads, in every interleaving
+    Loom,
 }
 
 /// Runs all steps also after one has failed: one run shows everything.
@@ -67,6 +73,7 @@ impl Step {
                 passes(doc.env("RUSTDOCFLAGS", "-D warnings"))
             }
             Self::Alone => alone(workspace),
+            Self::Loom => loom(workspace),
         }
     }
 }
@@ -83,6 +90,26 @@ fn alone(workspace: &Workspace) -> Result<bool> {
         }
     }
     Ok(kept)
+}
+
+/// The modules named `model`, built for the model checker, in a directory of their own: nothing that others build is built anew.
+fn loom(workspace: &Workspace) -> Result<bool> {
+    let mut tests = command(
+        workspace,
+        "test --package ebus-core --package ebus-pool --package ebus-memory --package ebus-kafka --lib -- model::p",
+    );
+    tests.env("RUSTFLAGS", "--cfg ebus_loom").env("CARGO_TARGET_DIR", workspace.target().join("loom"));
+    // Most of the time is that of the models.
+    tests.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    let mut crates = 0;
+    let status = stream::run(&mut tests, |line| {
+        show(line);
+        crates += usize::from(line.starts_with("running ") && line != "running 0 tests");
+    })?;
+    if status.success() && crates < 4 {
+        println!("only {crates} of 4 crates have models; have they been renamed?");
+    }
+    Ok(status.success() && crates == 4)
 }
 
 fn command(workspace: &Workspace, line: &str) -> Command {

@@ -1,8 +1,12 @@
 //! How long an ownership lasts without a word from the broker (G3).
 
 use std::sync::Arc;
+#[cfg(not(ebus_loom))]
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+#[cfg(ebus_loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
 
 /// A deadline that the source moves on and the pool looks at before each run. Clones share it.
 ///
@@ -55,7 +59,7 @@ impl Lease {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(ebus_loom)))]
 mod tests {
     use super::*;
 
@@ -88,5 +92,29 @@ mod tests {
         assert!(lease.is_limited());
         assert_eq!(lease.deadline(), Some(now + Duration::from_secs(5)));
         assert!(!Lease::until(now).is_current(now), "it was over when it was given");
+    }
+}
+
+#[cfg(all(test, ebus_loom))]
+mod model {
+    use loom::thread;
+
+    use super::*;
+
+    /// Whoever moves it on at the same moment: who looks sees it move on, and the furthest deadline stays.
+    #[test]
+    fn p3_it_is_moved_on_and_never_back() {
+        let now = Instant::now();
+        loom::model(move || {
+            let lease = Lease::until(now + Duration::from_secs(1));
+            let threads = [3, 2].map(|seconds| {
+                let lease = lease.clone();
+                thread::spawn(move || lease.extend(now + Duration::from_secs(seconds)))
+            });
+            let seen = [(); 3].map(|()| lease.deadline());
+            assert!(seen.is_sorted(), "it was moved back");
+            threads.into_iter().for_each(|thread| thread.join().expect("it moved the deadline on"));
+            assert_eq!(lease.deadline(), Some(now + Duration::from_secs(3)));
+        });
     }
 }

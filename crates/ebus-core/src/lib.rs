@@ -24,6 +24,9 @@ mod key;
 mod lease;
 mod ledger;
 mod message;
+#[cfg(ebus_loom)]
+#[doc(hidden)]
+pub mod model;
 mod offsets;
 mod ownership;
 mod parking;

@@ -274,4 +274,4 @@ mod tests {
 
 #[cfg(test)]
 #[path = "ownership_tests.rs"]
-mod model;
+mod naive;

@@ -7,10 +7,14 @@
 //! is away. When no other is left, the bound is stalled: who finds it full is not kept waiting, but refused (G9).
 
 use std::collections::VecDeque;
+#[cfg(not(ebus_loom))]
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use ebus_core::Error;
+#[cfg(ebus_loom)]
+use ebus_core::model::{AtomicBool, AtomicIsize, AtomicUsize, Mutex, Ordering};
+#[cfg(not(ebus_loom))]
 use parking_lot::Mutex;
 
 use crate::flight::Flight;
@@ -114,6 +118,8 @@ impl InFlight {
             return Poll::Pending;
         };
         self.forget(waiter);
+        // It may have been woken meanwhile, for a place that it did not need.
+        self.wake_next();
         Poll::Ready(found)
     }
 
@@ -228,7 +234,7 @@ impl InFlight {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(ebus_loom)))]
 mod tests {
     use std::sync::Arc;
     use std::task::Wake;
@@ -303,5 +309,101 @@ mod tests {
         bound.close();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert_eq!(poll(&bound, &mut waiter, &count), Poll::Ready(Err(NoPlace::Closed)));
+    }
+}
+
+#[cfg(all(test, ebus_loom))]
+mod model {
+    use ebus_core::model::Arc;
+    use loom::future::block_on;
+    use loom::thread;
+
+    use super::*;
+
+    fn check(preemptions: usize, execution: impl Fn() + Send + Sync + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(preemptions);
+        model.check(execution);
+    }
+
+    /// Waits for a place, and keeps it.
+    fn reserve(bound: &InFlight) -> Result<(), NoPlace> {
+        let mut waiter = Waiter::default();
+        block_on(std::future::poll_fn(|cx| bound.poll_reserve(&mut waiter, cx)))
+    }
+
+    /// Publishers share one place: whoever finds none gets it when it comes back, in every interleaving, and it is not lost.
+    fn share(publishers: usize, preemptions: usize) {
+        check(preemptions, move || {
+            let bound = Arc::new(InFlight::new(1, 10));
+            let publish = |bound: &InFlight| {
+                reserve(bound).expect("is open");
+                bound.add_bytes(1);
+                bound.give_back(1);
+            };
+            let threads: Vec<_> = (1..publishers)
+                .map(|_| {
+                    let bound = bound.clone();
+                    thread::spawn(move || publish(&bound))
+                })
+                .collect();
+            publish(&bound);
+            threads.into_iter().for_each(|thread| thread.join().expect("it got its place and gave it back"));
+            assert_eq!((bound.messages(), bound.bytes.load(Ordering::SeqCst)), (0, 0));
+            assert_eq!(bound.waiting.load(Ordering::SeqCst), 0);
+        });
+    }
+
+    #[test]
+    fn p9_no_wake_up_is_lost() {
+        share(2, 3);
+    }
+
+    #[test]
+    fn p9_no_wake_up_is_lost_among_three() {
+        share(3, 2);
+    }
+
+    /// One message holds all the bytes, and when it lands there is room for two that wait: the first one that found its place
+    /// while it took its stand in the list did not wake the second.
+    #[test]
+    fn p9_who_finds_a_place_wakes_the_next_one_however_it_was_found() {
+        check(2, || {
+            let bound = Arc::new(InFlight::new(3, 10));
+            assert!(bound.try_reserve());
+            bound.add_bytes(10);
+            let threads = [(); 2].map(|()| {
+                let bound = bound.clone();
+                // The place is kept: nobody else is woken by its return.
+                thread::spawn(move || reserve(&bound).expect("is open"))
+            });
+            bound.give_back(10);
+            threads.into_iter().for_each(|thread| thread.join().expect("it got its place"));
+        });
+    }
+
+    #[test]
+    fn p9_a_close_and_a_stall_reach_who_begins_to_wait() {
+        check(3, || {
+            let bound = Arc::new(InFlight::new(1, 10));
+            assert!(bound.try_reserve());
+            let waiting = {
+                let bound = bound.clone();
+                thread::spawn(move || reserve(&bound))
+            };
+            bound.close();
+            assert_eq!(waiting.join().expect("it is told"), Err(NoPlace::Closed));
+        });
+        check(3, || {
+            let bound = Arc::new(InFlight::new(1, 10));
+            assert!(bound.try_reserve());
+            let waiting = {
+                let bound = bound.clone();
+                thread::spawn(move || reserve(&bound))
+            };
+            bound.is_overdue();
+            bound.none_is_in_time();
+            assert_eq!(waiting.join().expect("it is told"), Err(NoPlace::Stalled));
+        });
     }
 }

@@ -1,15 +1,19 @@
 //! The bound of messages and bytes in flight of one connection (G5): what `poll_ready` waits at.
 
 use std::collections::VecDeque;
+#[cfg(not(ebus_loom))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
+#[cfg(ebus_loom)]
+use ebus_core::model::{AtomicUsize, Mutex, Ordering};
+#[cfg(not(ebus_loom))]
 use parking_lot::Mutex;
 
 /// Counts places for messages, and bytes of what is in flight.
 ///
 /// The counters and `queued` are a Dekker pair: who gives back first counts down and then looks for waiters, who waits
-/// first queues itself and then looks at the counters. Hence `SeqCst`.
+/// first queues itself and then looks at the counters. Hence `SeqCst` (model-checked below).
 #[derive(Debug)]
 pub(crate) struct Gate {
     max_messages: usize,
@@ -139,7 +143,7 @@ impl Gate {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(ebus_loom)))]
 mod tests {
     use std::sync::Arc;
     use std::task::Wake;
@@ -186,5 +190,106 @@ mod tests {
         assert_eq!(woken.0.load(Ordering::SeqCst), 1);
         assert!(poll(&gate, &mut ticket, &woken));
         assert_eq!(gate.in_flight(), (1, 0));
+    }
+}
+
+#[cfg(all(test, ebus_loom))]
+mod model {
+    use ebus_core::model::Arc;
+    use loom::future::block_on;
+    use loom::thread;
+
+    use super::*;
+
+    /// Publishers share the places: whoever finds none gets one when it comes back, in every interleaving, and none is lost.
+    fn share(publishers: usize, bytes: usize, preemptions: usize) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(preemptions);
+        model.check(move || {
+            let gate = Arc::new(Gate::new(1, 10));
+            let threads: Vec<_> = (1..publishers)
+                .map(|_| {
+                    let gate = gate.clone();
+                    thread::spawn(move || publish(&gate, bytes))
+                })
+                .collect();
+            publish(&gate, bytes);
+            for thread in threads {
+                thread.join().expect("it got its place and gave it back");
+            }
+            assert_eq!((gate.messages.load(Ordering::SeqCst), gate.bytes.load(Ordering::SeqCst)), (0, 0));
+            assert_eq!(gate.queued.load(Ordering::SeqCst), 0);
+        });
+    }
+
+    /// Waits for a place, publishes, and is answered.
+    fn publish(gate: &Gate, bytes: usize) {
+        let mut ticket = Ticket::default();
+        block_on(std::future::poll_fn(|cx| gate.poll_enter(&mut ticket, cx)));
+        gate.add_bytes(bytes);
+        gate.leave(1, bytes);
+        gate.give_up(&mut ticket);
+    }
+
+    #[test]
+    fn p9_no_wake_up_is_lost() {
+        share(2, 1, 3);
+    }
+
+    #[test]
+    fn p9_no_wake_up_is_lost_among_three() {
+        share(3, 1, 2);
+    }
+
+    /// There are places, and one message holds all the bytes.
+    #[test]
+    fn p9_no_wake_up_is_lost_for_want_of_bytes() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
+            let gate = Arc::new(Gate::new(3, 10));
+            assert!(gate.try_enter());
+            gate.add_bytes(11);
+            let threads = [(); 2].map(|()| {
+                let gate = gate.clone();
+                thread::spawn(move || {
+                    let mut ticket = Ticket::default();
+                    // The place is kept: nobody else is woken by its return.
+                    block_on(std::future::poll_fn(|cx| gate.poll_enter(&mut ticket, cx)));
+                })
+            });
+            gate.leave(1, 11);
+            threads.into_iter().for_each(|thread| thread.join().expect("it got its place"));
+        });
+    }
+
+    /// One that was woken goes away: its turn is the next one's.
+    #[test]
+    fn p9_a_waiter_that_is_dropped_hands_its_turn_on() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let gate = Arc::new(Gate::new(1, 10));
+            assert!(gate.try_enter());
+            let waiting = {
+                let gate = gate.clone();
+                thread::spawn(move || publish(&gate, 1))
+            };
+            let dropped = {
+                let gate = gate.clone();
+                thread::spawn(move || {
+                    let mut ticket = Ticket::default();
+                    let entered =
+                        block_on(std::future::poll_fn(|cx| Poll::Ready(gate.poll_enter(&mut ticket, cx))));
+                    if entered.is_ready() {
+                        gate.leave(1, 0);
+                    }
+                    gate.give_up(&mut ticket);
+                })
+            };
+            gate.leave(1, 0);
+            waiting.join().expect("it got its place");
+            dropped.join().expect("it went away");
+        });
     }
 }

@@ -3,7 +3,7 @@
 //! A counter, and for each shard a flag that it found no slot. A shard sets its flag **before** it looks a last time; whoever
 //! gives a slot back adds it **before** he looks at the flags: so one of the two sees the other, and no wake-up is lost. A
 //! shard that waits is given its slot, not just woken: it need not be quicker than the others to get it
-//! (model-checked below: `RUSTFLAGS="--cfg ebus_loom" cargo test -p ebus-pool --lib slots`).
+//! (model-checked below: `cargo xtask ci loom`).
 
 #[cfg(not(ebus_loom))]
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -111,7 +111,7 @@ fn take(slots: &AtomicUsize) -> bool {
 }
 
 #[cfg(all(test, ebus_loom))]
-mod tests {
+mod model {
     use loom::future::block_on;
     use loom::sync::Arc;
     use loom::thread;
