@@ -7,6 +7,7 @@ mod brokers;
 mod chaos;
 mod ci;
 mod costs;
+mod mutants;
 mod patch;
 mod servers;
 mod stream;
@@ -46,6 +47,8 @@ enum Command {
     Arrows,
     /// Whether deliberately broken code goes red
     Broken(broken::Args),
+    /// What could be broken in the code that keeps a promise, and no test would notice
+    Mutants(mutants::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,5 +74,6 @@ fn run(command: Command) -> Result<bool> {
         Command::Ci(args) => ci::run(&workspace, &args),
         Command::Arrows => Ok(arrows::run(&workspace)),
         Command::Broken(args) => broken::run(&workspace, &args),
+        Command::Mutants(args) => mutants::run(&workspace, &args),
     }
 }
