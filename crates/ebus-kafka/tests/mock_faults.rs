@@ -16,10 +16,11 @@ use mock::{Mock, Mocked};
 use raw::{Raw, Tested, block, fresh, go_on, publish, until};
 
 /// What a broker or the connection may answer to a commit while groups and coordinators move.
-const ANSWERS: [Code; 8] = [
+const ANSWERS: [Code; 9] = [
     RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
     RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION,
     RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID,
+    RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID,
     RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
     RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
     RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
@@ -104,6 +105,27 @@ async fn a_commit_refused_at_a_hand_over(mock: Mock, code: Code) -> Tested {
     assert!(first.ended.is_none() && second.ended.is_none(), "{first:#?} {second:#?}");
     first.close().await?;
     second.close().await?;
+    Ok(())
+}
+
+/// librdkafka gives a handle up that is told so. The name was this member's own, so it goes on under another.
+async fn p9_a_member_that_is_fenced_goes_on_under_another_name(mock: Mock) -> Tested {
+    let (backend, topic, mut member) = one_member(&mock, "fenced", 3).await?;
+    mock.with(|cluster| cluster.request_errors(Api::Heartbeat, &[RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]));
+    until("both are lost", [&mut member], |[member]| member.lost.len() == 2).await?;
+    assert!(member.troubles.iter().any(|error| error.kind() == ErrorKind::Fenced), "{member:#?}");
+    until("both are there again", [&mut member], |[member]| {
+        member.partitions() == [0, 1] && member.inbound.len() == 80
+    })
+    .await?;
+    let end = Instant::now() + raw::PATIENCE;
+    while finished(&*backend, &topic).await? < 40 {
+        assert!(Instant::now() < end, "not in time: everything is committed: {member:#?}");
+        member.finish(|_| true);
+        go_on([&mut member], Duration::from_millis(100)).await;
+    }
+    assert!(member.ended.is_none(), "{member:#?}");
+    member.close().await?;
     Ok(())
 }
 
@@ -242,6 +264,10 @@ fn main() {
         trial(
             "p3_membership_that_is_lost_while_a_revocation_is_held_is_seen",
             p3_membership_that_is_lost_while_a_revocation_is_held_is_seen,
+        ),
+        trial(
+            "p9_a_member_that_is_fenced_goes_on_under_another_name",
+            p9_a_member_that_is_fenced_goes_on_under_another_name,
         ),
         trial("refused_commits_are_paced", refused_commits_are_paced),
         trial(

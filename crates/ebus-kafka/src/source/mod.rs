@@ -132,6 +132,7 @@ struct InFlight {
 
 pub(crate) struct KafkaSource {
     options: SourceOptions,
+    config: KafkaConfig,
     control: Control,
     member: Member,
     fetch: Option<Arc<BaseConsumer<Log>>>,
@@ -200,6 +201,7 @@ impl KafkaSource {
             session: Session::new(config.session_timeout),
             member_id: None,
             classic: config.group_protocol == GroupProtocol::Classic,
+            config: config.clone(),
             not_before: now,
             refused: 0,
             next_commit: now + options.commit_interval,

@@ -6,7 +6,7 @@ use ebus_core::{Assigned, Error, ErrorKind, Owned, PartitionId, SourceEvent};
 use tokio::time::Instant;
 
 use super::{AGAIN, Found, KafkaSource, Part, Pending, Phase, Revocation, WAITS, partition_id, place};
-use crate::member::{Command, MemberEvent, Place};
+use crate::member::{Command, Member, MemberEvent, Place};
 use crate::positions::{Begin, TakeOver, take_over};
 
 impl KafkaSource {
@@ -35,7 +35,29 @@ impl KafkaSource {
             }
             MemberEvent::Committed(result) => self.committed(result),
             MemberEvent::Trouble(error) => self.out.push(SourceEvent::Trouble(error)),
+            // Nobody else has a name of its own: what was fenced is the handle alone.
+            MemberEvent::Fatal(error)
+                if error.kind() == ErrorKind::Fenced && self.config.instance_id.is_none() =>
+            {
+                self.join_anew(error);
+            }
             MemberEvent::Fatal(error) => self.ended = Some(error),
+        }
+    }
+
+    /// Another handle in place of one that has failed for good, under another name; all partitions are lost.
+    fn join_anew(&mut self, error: Error) {
+        self.lose_all();
+        match Member::start(&self.config, &self.options.group) {
+            Ok(member) => {
+                self.out.push(SourceEvent::Trouble(error));
+                self.member = member;
+                self.member_id = None;
+                // Its answer is lost with the handle that it went through.
+                self.in_flight = None;
+                self.member.tell(Command::Subscribe(self.topics.clone()));
+            }
+            Err(error) => self.ended = Some(error),
         }
     }
 

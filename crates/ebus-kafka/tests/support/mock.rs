@@ -119,8 +119,11 @@ impl Mocked {
         mock: &Mock,
         change: impl FnOnce(ebus_kafka::KafkaConfig) -> ebus_kafka::KafkaConfig,
     ) -> Result<Arc<Self>, Error> {
-        let config =
-            ebus_kafka::KafkaConfig::new(mock.bootstrap.clone()).with_session_timeout(Duration::from_secs(3));
+        // A rebalance of the mock takes a session less a second, whoever has joined; who waits in it commits nothing. So that this
+        // is less than a lease, members hear of it late.
+        let config = ebus_kafka::KafkaConfig::new(mock.bootstrap.clone())
+            .with_session_timeout(Duration::from_secs(3))
+            .property("heartbeat.interval.ms", "1000");
         let backend = KafkaBackend::connect(change(config)).await?;
         Ok(Arc::new(Self { backend, mock: mock.clone() }))
     }
