@@ -14,6 +14,7 @@ use crate::judge;
 use crate::options::Options;
 use crate::plan::{Act, Terms, plan};
 use crate::read_back::ReadBack;
+use crate::redrive;
 use crate::report::{Done, RunFile};
 use crate::setting::Names;
 use crate::verdict;
@@ -61,7 +62,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
     );
     let mut world = World::prepare(&options, members, seed, &dir, block).await?;
     let mut course = Course { done: Vec::new(), trouble: Vec::new(), began: Instant::now() };
-    let back = course.run(&mut world, &terms, block, options.blocked.is_some()).await?;
+    let back = course.run(&mut world, &terms, block, &options).await?;
     let names = world.parts().into_iter().map(|part| {
         let name = part.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         (name, part.killed)
@@ -72,6 +73,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
         members,
         minutes: time.as_secs_f64() / 60.0,
         blocked: options.blocked.is_some(),
+        mode: options.mode,
         events_per_second: options.events_per_second,
         seed,
         parts: names.collect(),
@@ -82,7 +84,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
     // The broker has had its time; judging wants the memory.
     drop(world);
     let (events, torn) = judge::events(&dir, &run)?;
-    run.back = back.map(|back| verdict::judge(&events, &back));
+    run.back = back.map(|back| verdict::judge(&events, &back, run.mode.parks));
     run.write(&dir)?;
     let (report, _) = judge::judge(&run, &events, torn);
     println!("{report}");
@@ -127,12 +129,13 @@ impl Course {
         world: &mut World,
         terms: &Terms,
         block: Duration,
-        blocked: bool,
+        options: &Options,
     ) -> Result<Option<ReadBack>> {
         let history = world.marks().0.clone();
         let direct = world.connect().await.map_err(chained)?;
         let backend: Arc<dyn Backend> = Arc::new(Recorded::new(direct, history.clone(), "driver"));
         let observer = tokio::spawn(observe(Arc::clone(&backend)));
+        let redriver = options.mode.parks.then(|| tokio::spawn(redrive::always(Arc::clone(&backend))));
         self.began = Instant::now();
         for member in 1..=terms.members {
             self.act(world, Act::Join(member))?;
@@ -140,7 +143,7 @@ impl Course {
         for publisher in 1..=PUBLISHERS {
             world.publisher(publisher)?;
         }
-        if blocked {
+        if options.blocked.is_some() {
             self.blocked(world, &backend, terms).await?;
         } else {
             for step in plan(terms) {
@@ -156,7 +159,8 @@ impl Course {
         self.note(stopped);
         self.say("publishers have all their answers");
         observer.abort();
-        let finished = self.finished(world, backend.as_ref(), block + FINISH_WITHIN).await?;
+        let finished = self.finished(world, &backend, block + FINISH_WITHIN, options.mode.parks).await?;
+        redriver.iter().for_each(tokio::task::JoinHandle::abort);
         self.say(if finished { "everything is committed as finished" } else { "it takes too long" });
         let left = world.leave_all().await;
         self.note(left);
@@ -213,14 +217,21 @@ impl Course {
     }
 
     /// Whether the group has finished all that there is.
-    async fn finished(&mut self, world: &mut World, backend: &dyn Backend, within: Duration) -> Result<bool> {
+    async fn finished(
+        &mut self,
+        world: &mut World,
+        backend: &Arc<dyn Backend>,
+        within: Duration,
+        parks: bool,
+    ) -> Result<bool> {
         let until = Instant::now() + within;
         let mut told = Instant::now();
         loop {
             let trouble = world.tend();
             self.note(trouble);
-            let left = unfinished(backend).await?;
-            if left == Some(0) {
+            let left = unfinished(backend.as_ref()).await?;
+            let parked = if parks { redrive::parked(backend).await.map(|keys| keys.len()) } else { Some(0) };
+            if (left, parked) == (Some(0), Some(0)) {
                 return Ok(true);
             }
             if Instant::now() >= until {
@@ -228,7 +239,7 @@ impl Course {
             }
             if told.elapsed() > Duration::from_secs(10) {
                 told = Instant::now();
-                self.say(&format!("not finished yet: {left:?} offsets"));
+                self.say(&format!("not finished yet: {left:?} offsets, {parked:?} parked keys"));
             }
             tokio::time::sleep(TEND_EVERY).await;
         }

@@ -11,6 +11,7 @@
 //! | one member, one publisher | `member.rs`, `publisher.rs` |
 //! | what the schedule acts on | `world.rs`: `processes/` (Kafka, NATS), `memory.rs` |
 //! | from the first member to the verdict | `driver.rs` |
+//! | parked keys, redriven again and again | `redrive.rs` |
 //! | what the broker has at the end, and the verdict | `read_back.rs`, `verdict.rs` |
 //! | how long take-overs took | `times/` |
 //! | a run with one blocked key | `blocked/` |
@@ -25,6 +26,7 @@ mod plan;
 mod processes;
 mod publisher;
 mod read_back;
+mod redrive;
 mod report;
 mod setting;
 mod times;
@@ -55,7 +57,7 @@ enum Command {
     Judge(judge::Args),
     /// A member of the group, for `run`
     #[command(hide = true)]
-    Member(setting::Process),
+    Member(member::Args),
     /// A publisher, for `run`
     #[command(hide = true)]
     Publisher(publisher::Args),
@@ -72,7 +74,7 @@ async fn main() -> ExitCode {
     let kept = match Cli::parse().command {
         Command::Run(options) => driver::run(options).await,
         Command::Judge(args) => judge::run(&args),
-        Command::Member(process) => member::main(process).await.map(|()| true),
+        Command::Member(args) => member::main(args).await.map(|()| true),
         Command::Publisher(args) => publisher::main(args).await.map(|()| true),
     };
     match kept {

@@ -4,13 +4,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ebus::{Backend, Bus, Consumer, Error, Group, RetryPolicy, raw};
+use ebus::{Backend, Batch, Bus, Consumer, Error, Group, RetryPolicy, raw};
 use ebus_testkit::history::History;
 use ebus_testkit::record::RecordedHandler;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::options::Mode;
 use crate::setting::{AGAIN, Names, Process, passes};
-use crate::work::handle;
+use crate::work::{handle, handle_batch};
+
+/// What a member is told beside.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) process: Process,
+    #[command(flatten)]
+    pub(crate) mode: Mode,
+}
+
+/// Messages of a batch, if members handle in batches.
+pub(crate) const BATCH: usize = 20;
+/// How old the first message of a batch becomes.
+const BATCH_AGE: Duration = Duration::from_millis(20);
+/// Keys that are parked in a partition: more than are at a time, so that nothing waits for a place.
+const MOST_PARKED: usize = 300;
 
 /// How long a hand-over waits for runs: below the session time-out, and above most of what handlers take.
 const REVOKE_WITHIN: Duration = Duration::from_secs(4);
@@ -34,21 +51,24 @@ impl Member {
         backend: Arc<dyn Backend>,
         history: &History,
         name: &str,
+        mode: Mode,
     ) -> Result<Self, Error> {
         let (bus, names) = (Bus::new(backend), Names::default());
         let group = Group::new(&names.group)?;
         loop {
-            let handler = raw(handle).with(history.clone());
+            let (builder, topic) = (bus.consumer(&names.group), names.topic.as_str());
+            let builder = if mode.batches {
+                let handler = raw(handle_batch).with(history.clone());
+                let handler = RecordedHandler::new(handler, history.clone(), &group, name);
+                builder.batch(topic, Batch::of(BATCH).max_age(BATCH_AGE), handler)
+            } else {
+                let handler = raw(handle).with(history.clone());
+                builder.on(topic, RecordedHandler::new(handler, history.clone(), &group, name))
+            };
+            let builder = if mode.parks { builder.park_keys(MOST_PARKED) } else { builder };
             let retry = RetryPolicy::exponential().first(Duration::from_millis(20));
-            let started = bus
-                .consumer(&names.group)
-                .on(names.topic.as_str(), RecordedHandler::new(handler, history.clone(), &group, name))
-                .retry(retry)
-                .dead_letter(names.dead_letters.as_str())
-                .revoke_within(REVOKE_WITHIN)
-                .start()
-                .await;
-            match started {
+            let builder = builder.retry(retry).dead_letter(names.dead_letters.as_str());
+            match builder.revoke_within(REVOKE_WITHIN).start().await {
                 Ok(consumer) => return Ok(Self { bus, consumer }),
                 Err(error) if passes(&error) => {
                     eprintln!("{name}: not joined yet: {}", error.chain());
@@ -78,12 +98,12 @@ impl Member {
 }
 
 /// A member as a process: it leaves cleanly on SIGTERM.
-pub(crate) async fn main(process: Process) -> Result<()> {
+pub(crate) async fn main(Args { process, mode }: Args) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let history = process.begin()?;
     let joined = async {
         let backend = process.connect(&history).await?;
-        Member::join(backend, &history, &process.name).await
+        Member::join(backend, &history, &process.name, mode).await
     };
     let member = tokio::select! {
         joined = joined => joined.map_err(|error| anyhow::anyhow!("could not join: {}", error.chain()))?,

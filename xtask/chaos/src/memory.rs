@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::member::Member;
+use crate::options::Mode;
 use crate::plan::Act;
 use crate::publisher::{Load, publish};
 use crate::setting::Names;
@@ -26,6 +27,7 @@ pub(crate) struct Memory {
     group: Group,
     topic: Topic,
     load: Load,
+    mode: Mode,
     members: BTreeMap<u32, Slot>,
     joining: Arc<tokio::sync::Mutex<()>>,
     /// They leave, or were crashed: their tasks end.
@@ -62,7 +64,7 @@ const COMMITS: usize = 0;
 const PUBLISHES: usize = 1;
 
 impl Memory {
-    pub(crate) fn new(marks: Marks, files: Files, load: Load) -> Result<Self> {
+    pub(crate) fn new(marks: Marks, files: Files, load: Load, mode: Mode) -> Result<Self> {
         // Nothing may be given up before it is read back.
         let mut config = MemoryConfig::default();
         config.retain_messages = 1 << 24;
@@ -75,6 +77,7 @@ impl Memory {
             group: Group::new(&names.group)?,
             topic: Topic::new(&names.topic)?,
             load,
+            mode,
             members: BTreeMap::new(),
             joining: Arc::default(),
             ending: Vec::new(),
@@ -118,12 +121,12 @@ impl Memory {
         let id = Arc::new(std::sync::OnceLock::new());
         let (end, mut ends) = oneshot::channel();
         let (backend, history) = (self.recorded(&name), self.marks.0.clone());
-        let (faults, group) = (self.faults(), self.group.clone());
+        let (faults, group, mode) = (self.faults(), self.group.clone(), self.mode);
         let (own, told, joining) = (name.clone(), Arc::clone(&id), Arc::clone(&self.joining));
         let task = tokio::spawn(async move {
             // One after the other, so that the last member is this one.
             let turn = joining.lock().await;
-            let joined = Member::join(backend, &history, &own).await;
+            let joined = Member::join(backend, &history, &own, mode).await;
             let member = joined.map_err(|error| anyhow::anyhow!("could not join: {}", error.chain()))?;
             told.get_or_init(|| *faults.members(&group).last().expect("it has just joined"));
             drop(turn);

@@ -26,6 +26,25 @@ impl Backend {
     }
 }
 
+/// How members handle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
+pub(crate) struct Mode {
+    /// Members handle in batches
+    #[arg(long)]
+    pub(crate) batches: bool,
+    /// Members park the keys of dead letters, which the driver has redriven
+    #[arg(long)]
+    pub(crate) parks: bool,
+}
+
+impl Mode {
+    /// As options of a member.
+    pub(crate) fn args(self) -> Vec<String> {
+        let all = [(self.batches, "--batches"), (self.parks, "--parks")];
+        all.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_owned()).collect()
+    }
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
     /// The backend
@@ -50,6 +69,8 @@ pub(crate) struct Options {
     /// Nodes of the broker: with 3, nodes are lost in turn
     #[arg(long, default_value_t = 1)]
     pub(crate) nodes: usize,
+    #[command(flatten)]
+    pub(crate) mode: Mode,
     /// Where to write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -69,6 +90,9 @@ impl Options {
     pub(crate) fn time(&self) -> Result<Duration> {
         if !(0.25..=24.0 * 60.0).contains(&self.minutes) {
             bail!("--minutes is {}; give 0.25 to 1440", self.minutes);
+        }
+        if self.blocked.is_some() && self.mode != Mode::default() {
+            bail!("--blocked asks what runs again of single messages; leave --batches and --parks out");
         }
         let minutes = Duration::from_secs_f64(self.minutes * 60.0);
         match (self.backend, self.nodes) {

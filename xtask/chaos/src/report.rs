@@ -9,7 +9,7 @@ use ebus_testkit::oracle;
 use serde::{Deserialize, Serialize};
 
 use crate::blocked::Figures;
-use crate::options::Backend;
+use crate::options::{Backend, Mode};
 use crate::times::{Spread, Times};
 use crate::verdict::Back;
 
@@ -33,6 +33,8 @@ pub(crate) struct RunFile {
     /// One key was blocked, and its owners were ended.
     #[serde(default)]
     pub(crate) blocked: bool,
+    #[serde(default)]
+    pub(crate) mode: Mode,
     pub(crate) events_per_second: u32,
     pub(crate) seed: u64,
     /// Histories, and whether their process was killed; relative to this file.
@@ -77,6 +79,7 @@ pub(crate) struct Report {
     nodes: usize,
     members: u32,
     minutes: f64,
+    mode: Mode,
     events_per_second: u32,
     seed: u64,
     faults: BTreeMap<String, u64>,
@@ -84,6 +87,7 @@ pub(crate) struct Report {
     acknowledged: u64,
     handled: u64,
     dead_letters: u64,
+    redriven: u64,
     runs: u64,
     retries: u64,
     replayed: u64,
@@ -131,6 +135,7 @@ impl Report {
             nodes: run.nodes,
             members: run.members,
             minutes: run.minutes,
+            mode: run.mode,
             events_per_second: run.events_per_second,
             seed: run.seed,
             faults: run.faults(),
@@ -138,6 +143,7 @@ impl Report {
             acknowledged: verdict.stored,
             handled: verdict.handled,
             dead_letters: verdict.dead_letters,
+            redriven: verdict.redriven,
             runs: verdict.runs,
             retries: verdict.retries,
             replayed: verdict.replayed,
@@ -185,15 +191,22 @@ impl fmt::Display for Report {
         let Self { backend, nodes, members, minutes, events_per_second, seed, .. } = self;
         writeln!(
             f,
-            "\n{}, {nodes} node(s), {members} members, {minutes:.2} min, {events_per_second} events/s, seed {seed}",
-            backend.name()
+            "\n{}, {nodes} node(s), {members} members, {minutes:.2} min, {events_per_second} events/s, seed {seed}{}",
+            backend.name(),
+            self.mode.args().iter().map(|arg| format!(" {arg}")).collect::<String>()
         )?;
         let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         writeln!(f, "faults            {}", faults.join(", "))?;
         writeln!(
             f,
-            "events            {} published, {} acknowledged, {} handled, {} dead letters; {} runs, {} retries",
-            self.published, self.acknowledged, self.handled, self.dead_letters, self.runs, self.retries
+            "events            {} published, {} acknowledged, {} handled, {} dead letters ({} redriven); {} runs, {} retries",
+            self.published,
+            self.acknowledged,
+            self.handled,
+            self.dead_letters,
+            self.redriven,
+            self.runs,
+            self.retries
         )?;
         writeln!(
             f,

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ebus_testkit::history::{Event, Kind};
+use ebus_testkit::history::{Event, Kind, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::read_back::{Letter, ReadBack, Stored};
@@ -60,6 +60,8 @@ struct Told<'a> {
     buried: HashMap<(&'a str, u64), u64>,
     /// Events whose dead letter was acknowledged.
     letters: HashSet<(&'a str, u64)>,
+    /// Places whose messages were handled to success.
+    handled: HashSet<(u32, u64)>,
 }
 
 impl<'a> Told<'a> {
@@ -83,6 +85,9 @@ impl<'a> Told<'a> {
                 Kind::Stored if is_letter => {
                     told.letters.insert(id);
                 }
+                Kind::End if is_topic && event.outcome == Some(Outcome::Ack) => {
+                    told.handled.extend(event.partition.zip(event.offset));
+                }
                 _ => {}
             }
         }
@@ -90,12 +95,13 @@ impl<'a> Told<'a> {
     }
 }
 
-/// Holds what was read back against the history.
-pub(crate) fn judge(events: &[Event], back: &ReadBack) -> Back {
+/// Holds what was read back against the history. Where keys are parked, what follows a dead letter is one too, and all of them were
+/// redriven in the end.
+pub(crate) fn judge(events: &[Event], back: &ReadBack, parks: bool) -> Back {
     let told = Told::by(events, &Names::default());
     let mut found = Back { stored: back.stored.len() as u64, ..Back::default() };
     topic(&told, back, &mut found);
-    dead_letters(&told, back, &mut found);
+    dead_letters(&told, back, parks, &mut found);
     committed(back, &mut found);
     found
 }
@@ -138,17 +144,22 @@ fn topic(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
     }
 }
 
-fn dead_letters(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
-    let mut rejected = HashMap::new();
+fn dead_letters(told: &Told<'_>, back: &ReadBack, parks: bool, found: &mut Back) {
+    let (mut rejected, mut may_be) = (HashMap::new(), HashMap::new());
     for Stored { partition, offset, event } in &back.stored {
-        if let Some(((key, version), Work::Reject)) = event {
-            rejected.insert((key.as_str(), *version), (*partition, *offset));
+        let Some(((key, version), work)) = event else { continue };
+        let (id, at) = ((key.as_str(), *version), (*partition, *offset));
+        if *work == Work::Reject {
+            rejected.insert(id, at);
+        }
+        if *work == Work::Reject || parks {
+            may_be.insert(id, at);
         }
     }
     let mut there: HashMap<(&str, u64), u64> = HashMap::new();
     for Letter { id, from } in &back.dead_letters {
         let id = id.as_ref().map(|(key, version)| (key.as_str(), *version));
-        match id.and_then(|id| Some((id, rejected.get(&id)?))) {
+        match id.and_then(|id| Some((id, may_be.get(&id)?))) {
             Some((id, at)) if from.as_ref() == Some(at) => *there.entry(id).or_default() += 1,
             _ => {
                 found.unexpected += 1;
@@ -161,6 +172,14 @@ fn dead_letters(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
         if !there.contains_key(id) {
             found.lost += 1;
             found.say(|| format!("{id:?} at {at:?} was rejected, and is no dead letter"));
+        }
+    }
+    for (id, at) in may_be.iter().filter(|(id, _)| parks && there.contains_key(*id)) {
+        if !told.handled.contains(at) {
+            found.lost += 1;
+            found.say(|| {
+                format!("{id:?} at {at:?} is a dead letter, and was not handled when its key was redriven")
+            });
         }
     }
     for (id, count) in &there {
@@ -191,5 +210,52 @@ fn committed(back: &ReadBack, found: &mut Back) {
             found.uncommitted += 1;
             found.say(|| format!("partition {partition} is committed up to {up_to}, and ends at {offset}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: Kind, topic: &str, version: u64) -> Event {
+        let mut event = Event::new(kind);
+        (event.topic, event.key, event.version) = (Some(topic.into()), Some("k".into()), Some(version));
+        (event.partition, event.offset) = (Some(0), Some(version - 1));
+        event
+    }
+
+    /// Version 1 of a key is rejected, 2 and 3 follow it; all are dead letters. Handled are the versions in `handled`.
+    fn judged(handled: &[u64], parks: bool) -> Back {
+        let names = Names::default();
+        let (mut events, mut back) = (Vec::new(), ReadBack::default());
+        for version in 1..=3 {
+            for topic in [&names.topic, &names.dead_letters] {
+                events.extend([Kind::Call, Kind::Stored].map(|kind| event(kind, topic, version)));
+            }
+            let (id, work) =
+                (("k".to_owned(), version), if version == 1 { Work::Reject } else { Work::Quick });
+            back.stored.push(Stored { partition: 0, offset: version - 1, event: Some((id.clone(), work)) });
+            back.dead_letters.push(Letter { id: Some(id), from: Some((0, version - 1)) });
+        }
+        for version in handled {
+            let mut end = event(Kind::End, &names.topic, *version);
+            end.outcome = Some(Outcome::Ack);
+            events.push(end);
+        }
+        back.committed = vec![(0, 3)];
+        judge(&events, &back, parks)
+    }
+
+    #[test]
+    fn what_follows_a_dead_letter_is_one_too_where_keys_are_parked_and_only_there() {
+        let back = judged(&[1, 2, 3], true);
+        assert_eq!((back.broken(), back.dead_letters), (0, 3), "{back:?}");
+        assert_eq!(judged(&[1, 2, 3], false).unexpected, 2);
+    }
+
+    #[test]
+    fn a_dead_letter_that_was_never_handled_is_lost_where_keys_are_parked() {
+        let back = judged(&[1, 3], true);
+        assert_eq!((back.broken(), back.lost), (1, 1), "{back:?}");
     }
 }

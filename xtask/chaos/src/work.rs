@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use ebus::{Delivery, Handled, HandlerError};
+use ebus::{BatchHandled, Delivery, Failures, Handled, HandlerError, dead_letter};
 use ebus_testkit::history::History;
 
 /// What the handler does.
@@ -77,6 +77,44 @@ impl Work {
     }
 }
 
+/// Of what was rejected, what is redriven is rejected again until so long after it was published: one in four.
+const HEALED_AFTER: Duration = Duration::from_secs(10);
+
+/// Whether it is rejected now: what is redriven was made good meanwhile, or not yet.
+fn is_rejected(clock: &History, delivery: &Delivery, published_ns: u64) -> bool {
+    let healed = published_ns.saturating_add(HEALED_AFTER.as_nanos() as u64);
+    let redriven = delivery.headers().contains(dead_letter::ID);
+    !redriven || delivery.offset().is_multiple_of(4) && clock.now_ns() < healed
+}
+
+/// The handler of members that handle in batches: one message after the other, and none of a key behind one that failed. None
+/// holds a batch for long: what would be held fails until its time comes.
+pub(crate) async fn handle_batch(clock: History, batch: Vec<Delivery>) -> BatchHandled {
+    let (mut failures, mut failed) = (Failures::new(), None);
+    for (place, delivery) in batch.into_iter().enumerate() {
+        let key = delivery.key().cloned();
+        if key.is_some() && key == failed {
+            continue;
+        }
+        let held = match Work::of(delivery.payload()) {
+            Some((Work::Hold(ms), published_ns)) => {
+                clock.now_ns() < published_ns.saturating_add(ms * 1_000_000)
+            }
+            _ => false,
+        };
+        let handled = if held { Err(not_yet()) } else { handle(clock.clone(), delivery).await };
+        if let Err(error) = handled {
+            failures.add(place, error);
+            failed = key;
+        }
+    }
+    Ok(failures)
+}
+
+fn not_yet() -> HandlerError {
+    HandlerError::retry("not yet").retry_after(Duration::from_millis(250))
+}
+
 /// The handler of all members. `clock` is the one that the publisher read.
 pub(crate) async fn handle(clock: History, delivery: Delivery) -> Handled {
     let Some((work, published_ns)) = Work::of(delivery.payload()) else {
@@ -93,9 +131,11 @@ pub(crate) async fn handle(clock: History, delivery: Delivery) -> Handled {
         }
         // Not `panic!`: its hook would print a message for each of these.
         Work::Panic if delivery.attempt() == 1 => std::panic::resume_unwind(Box::new("panics on purpose")),
-        Work::Reject => return Err(HandlerError::permanent("rejected on purpose")),
+        Work::Reject if is_rejected(&clock, &delivery, published_ns) => {
+            return Err(HandlerError::permanent("rejected on purpose"));
+        }
         Work::Wait(ms) if clock.now_ns() < published_ns.saturating_add(ms * 1_000_000) => {
-            return Err(HandlerError::retry("not yet").retry_after(Duration::from_millis(250)));
+            return Err(not_yet());
         }
         _ => {}
     }

@@ -9,8 +9,9 @@ use ebus::{Backend, Error, Topic, TopicSpec};
 use ebus_testkit::history::{Event, History, Kind, Part};
 use ebus_testkit::oracle::Rules;
 
+use crate::member::BATCH;
 use crate::memory::Memory;
-use crate::options::{self, Options};
+use crate::options::{self, Mode, Options};
 use crate::plan::{Act, Card};
 use crate::processes::Processes;
 use crate::publisher::Load;
@@ -71,15 +72,18 @@ impl Nature {
     }
 
     /// What the oracle demands.
-    pub(crate) fn rules(&self) -> Rules {
+    pub(crate) fn rules(&self, mode: Mode) -> Rules {
         let names = Names::default();
+        // A batch is one run of the member, and as many to the oracle as it has keys.
+        let most = if mode.batches { MAX_IN_FLIGHT * BATCH } else { MAX_IN_FLIGHT };
         let rules = Rules::new()
             .findings(EXPLAINED)
-            .reads(names.group, names.topic)
+            .reads(names.group.as_str(), names.topic)
             .commit_within(COMMIT_WITHIN)
-            .max_in_flight(MAX_IN_FLIGHT)
+            .max_in_flight(most)
             .only_faults_excuse(self.recovers_within);
         let rules = if self.leases { rules.leases() } else { rules };
+        let rules = if mode.parks { rules.parks(names.group) } else { rules };
         if self.group_waits { rules.group_waits(self.lease + COMMIT_WITHIN) } else { rules }
     }
 }
@@ -128,7 +132,9 @@ impl World {
             block_ms: block.as_millis() as u64,
         };
         let world = match options.backend {
-            options::Backend::Memory => Self::Memory(Box::new(Memory::new(marks, files, load)?)),
+            options::Backend::Memory => {
+                Self::Memory(Box::new(Memory::new(marks, files, load, options.mode)?))
+            }
             _ => Self::Processes(Box::new(Processes::launch(options, members, marks, files, load)?)),
         };
         let (names, backend) = (Names::default(), world.connect().await.map_err(chained)?);

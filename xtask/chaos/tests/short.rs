@@ -23,6 +23,9 @@ fn main() {
     let mut trials = Vec::new();
     trials.push(Trial::test("chaos_on_memory", || chaos("memory", &schedule(MEMORY_SEED), MEMORY, None)));
     trials.push(Trial::test("blocked_on_memory", || chaos("memory", &blocked(), BLOCKED, None)));
+    trials.push(Trial::test("parked_in_batches_on_memory", || {
+        chaos("memory", &[parked(), schedule(MEMORY_SEED)].concat(), MEMORY, None)
+    }));
     for need in Need::ALL {
         trials.push(private_trial(format!("chaos_on_{}", need.name()), need, move |home| {
             chaos(need.name(), &schedule(BROKER_SEED), BROKER, Some(&home))
@@ -39,6 +42,11 @@ fn schedule(seed: u64) -> Vec<String> {
     let asked =
         ["--minutes", "0.75", "--members", "3", "--events-per-second", "300", "--seed", &seed.to_string()];
     asked.map(str::to_owned).to_vec()
+}
+
+/// Members handle in batches and park keys, which are redriven meanwhile.
+fn parked() -> Vec<String> {
+    ["--parks", "--batches"].map(str::to_owned).to_vec()
 }
 
 /// Enough to see by hundreds what would run again if nothing above the watermark were known.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ebus_testkit::history::{Kind, Part};
 use nix::sys::signal::Signal;
 
-use crate::options::Options;
+use crate::options::{Mode, Options};
 use crate::plan::{Act, Link};
 use crate::publisher::Load;
 use crate::world::{Files, Marks, PUBLISHERS};
@@ -33,6 +33,7 @@ pub(crate) struct Processes {
     files: Files,
     program: PathBuf,
     load: Load,
+    mode: Mode,
     broker: Broker,
     members: BTreeMap<u32, Running>,
     publishers: BTreeMap<u32, Running>,
@@ -58,6 +59,7 @@ impl Processes {
             files,
             program,
             load,
+            mode: options.mode,
             broker,
             members: BTreeMap::new(),
             publishers: BTreeMap::new(),
@@ -108,7 +110,7 @@ impl Processes {
     pub(crate) fn act(&mut self, act: Act) -> Result<()> {
         match act {
             Act::Join(number) => {
-                let running = self.start(&format!("member-{number}"), "member", Vec::new())?;
+                let running = self.start(&format!("member-{number}"), "member", self.mode.args())?;
                 self.members.insert(number, running);
             }
             Act::Leave(number) => {
