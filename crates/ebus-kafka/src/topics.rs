@@ -270,7 +270,7 @@ impl Control {
         }
     }
 
-    /// Where a partition begins and ends.
+    /// Where a partition of a topic that was seen begins and ends.
     pub(crate) fn range(&self, topic: &Topic, partition: u32) -> Result<PartitionInfo, Error> {
         let number = i32::try_from(partition).unwrap_or(i32::MAX);
         let end = Instant::now() + self.timeout();
@@ -279,9 +279,11 @@ impl Control {
             match self.client().fetch_watermarks(topic.as_str(), number, left) {
                 Ok(range) => break range,
                 Err(error) => {
-                    // The leader of a partition that is new, or that moved, is not known everywhere at once.
+                    // The leader of a partition that is new, or that moved, is not known everywhere at once; nor, after a restart, what
+                    // topics there are.
                     let error = from_kafka("read offsets", error);
-                    if error.kind() != ErrorKind::Unavailable || Instant::now() >= end {
+                    let passes = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound);
+                    if !passes || Instant::now() >= end {
                         return Err(error.with_context("topic", topic).with_context("partition", partition));
                     }
                     std::thread::sleep(SETTLING);

@@ -8,6 +8,7 @@ use ebus_testkit::brokers::{Need, shared_trial};
 use libtest_mimic::{Failed, Trial};
 use rdkafka::types::RDKafkaApiKey;
 use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED as DENIED;
+use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART as UNKNOWN;
 
 #[path = "support/mock.rs"]
 mod mock;
@@ -116,6 +117,15 @@ async fn without_the_right_to_write_it_does_not_open(mock: Mock) -> Tested {
     Ok(())
 }
 
+/// After a restart brokers learn one by one what there is: a member that started then was told to create the topic, and ended.
+async fn a_topic_that_is_not_known_everywhere_is_waited_for(mock: Mock) -> Tested {
+    let backend = Mocked::connect(&mock, |config| config).await?;
+    mock.create_topic("ebus-parked", 1)?;
+    mock.with(|cluster| cluster.request_errors(RDKafkaApiKey::ListOffsets, &[UNKNOWN; 2]));
+    let _parking = backend.parking(&Group::new("g")?).await?;
+    Ok(())
+}
+
 /// A write that is not answered in time keeps its place: what is written next is the last that anybody reads.
 async fn a_write_that_is_late_is_not_overtaken(mock: Mock) -> Tested {
     let change = |config: KafkaConfig| config.with_request_timeout(Duration::from_secs(2));
@@ -147,6 +157,10 @@ fn main() {
             a_late_write_of_a_former_owner_replaces_nothing,
         ),
         mocked("p2_without_the_right_to_write_it_does_not_open", without_the_right_to_write_it_does_not_open),
+        mocked(
+            "p9_a_topic_that_is_not_known_everywhere_is_waited_for",
+            a_topic_that_is_not_known_everywhere_is_waited_for,
+        ),
         mocked("p1_a_write_that_is_late_is_not_overtaken", a_write_that_is_late_is_not_overtaken),
     ];
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit()
