@@ -29,7 +29,10 @@ pub(crate) async fn always(backend: Arc<dyn Backend>) {
     loop {
         tokio::time::sleep(ASK_EVERY).await;
         let round = async {
-            for parked in parked(&backend).await.unwrap_or_default().into_iter().take(MOST) {
+            let mut keys = parked(&backend).await.unwrap_or_default();
+            // Those at the end of the list have their turn too, however long the others take.
+            fastrand::shuffle(&mut keys);
+            for parked in keys.into_iter().take(MOST) {
                 bus.redrive(&names.group, names.topic.as_str(), parked.key).await?;
             }
             Ok::<(), Error>(())
