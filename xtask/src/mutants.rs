@@ -27,8 +27,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
-    let version = Command::new("cargo-mutants").arg("--version").stdout(Stdio::null()).status();
-    if !version.is_ok_and(|status| status.success()) {
+    let mut version = Command::new("cargo-mutants");
+    version.args(["mutants", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    if !version.status().is_ok_and(|status| status.success()) {
         eprintln!("cargo-mutants is not installed: cargo install --locked cargo-mutants");
         return Ok(false);
     }
