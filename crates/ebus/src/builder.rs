@@ -195,7 +195,7 @@ impl ConsumerBuilder {
     /// # How many
     /// The list of a partition is one value of the backend. So many keys of up to 256 bytes must fit into it, or the consumer does not
     /// start: about 1,000 on Kafka and NATS, 2,000 on memory. Keys that are longer, or that are not plain text, take more, so that fewer
-    /// of these may fit. All lists of a consumer together take at most a quarter of [`budget_bytes`](Self::budget_bytes).
+    /// of these may fit. All lists of a consumer together take at most a quarter of the bytes of its [`budget`](Self::budget).
     ///
     /// # All members, or none
     /// A member of the group without this option knows of no parked keys: it runs their later messages in front of their dead
