@@ -35,6 +35,10 @@ struct Current {
     dirty: bool,
     /// A commit of this partition has no answer yet.
     committing: bool,
+    /// Somebody waits for a commit of what is settled.
+    asked: bool,
+    /// Somebody waits for the one that has no answer yet.
+    awaited: bool,
 }
 
 /// What a batch of settlements came to.
@@ -71,8 +75,13 @@ impl Ownership {
         });
         let state = &mut self.slots[slot.index()];
         state.epoch = epoch.max(state.epoch.next());
-        state.current =
-            Some(Current { ledger: Ledger::new(position, self.limits), dirty: false, committing: false });
+        state.current = Some(Current {
+            ledger: Ledger::new(position, self.limits),
+            dirty: false,
+            committing: false,
+            asked: false,
+            awaited: false,
+        });
         Assigned { owned: Owned { slot, epoch: state.epoch }, partition, lease }
     }
 
@@ -157,15 +166,34 @@ impl Ownership {
         }
         current.dirty = false;
         current.committing = true;
+        current.awaited = std::mem::take(&mut current.asked);
         Some(current.ledger.position())
     }
 
-    /// The answer to the last [`begin_commit`](Self::begin_commit): what was refused is committed again.
-    pub fn commit_done(&mut self, owned: Owned, accepted: bool) {
-        if let Some(current) = self.current_mut(owned) {
-            current.committing = false;
-            current.dirty |= !accepted;
-        }
+    /// The answer to the last [`begin_commit`](Self::begin_commit): what was refused is committed again. True when it is
+    /// [`Committed`](crate::SourceEvent::Committed) to somebody who [asked](Self::ask_commit).
+    #[must_use = "somebody may wait for it"]
+    pub fn commit_done(&mut self, owned: Owned, accepted: bool) -> bool {
+        let Some(current) = self.current_mut(owned) else { return false };
+        let awaited = std::mem::take(&mut current.awaited);
+        current.committing = false;
+        current.dirty |= !accepted;
+        current.asked |= awaited && !accepted;
+        // Who asked again meanwhile waits for the next one.
+        awaited && !current.asked
+    }
+
+    /// Somebody waits for a commit of what is settled by now. True when there is nothing to wait for: all of it is committed.
+    #[must_use = "somebody waits for it"]
+    pub fn ask_commit(&mut self, owned: Owned) -> bool {
+        let Some(current) = self.current_mut(owned) else { return false };
+        current.asked = current.dirty || current.committing;
+        !current.asked
+    }
+
+    /// Whether somebody waits for a commit that has not begun: not to be put off until the next interval.
+    pub fn is_asked(&self, owned: Owned) -> bool {
+        self.current(owned).is_some_and(|current| current.asked)
     }
 
     /// Whether something finished that no accepted commit says.
@@ -265,10 +293,38 @@ mod tests {
         ownership.settle(&mut vec![(second, Settlement::Finished)]);
         assert_eq!(ownership.begin_commit(owned), None, "one is in flight");
         assert!(ownership.has_uncommitted(owned));
-        ownership.commit_done(owned, false);
+        assert!(!ownership.commit_done(owned, false), "nobody asked");
         assert_eq!(ownership.begin_commit(owned), Some(Position::at(NextOffset(2))));
-        ownership.commit_done(owned, true);
+        assert!(!ownership.commit_done(owned, true), "nobody asked");
         assert!(!ownership.has_uncommitted(owned));
+    }
+
+    #[test]
+    fn p1_who_asks_is_answered_by_an_accepted_commit_that_covers_what_was_settled() {
+        let mut ownership = Ownership::new(LedgerLimits::default());
+        let owned = ownership.assign(partition(), Epoch(1), &Position::default(), Lease::unlimited()).owned;
+        assert!(ownership.ask_commit(owned), "nothing is to be committed");
+        let [first, second, third] = [0, 1, 2].map(|offset| take(&mut ownership, owned, offset));
+        ownership.settle(&mut vec![(first, Settlement::Finished)]);
+        assert!(ownership.begin_commit(owned).is_some(), "by the interval");
+        ownership.settle(&mut vec![(second, Settlement::Finished)]);
+        assert!(!ownership.ask_commit(owned));
+        assert!(!ownership.commit_done(owned, true), "that one does not cover the second");
+        assert!(ownership.is_asked(owned));
+        assert_eq!(ownership.begin_commit(owned), Some(Position::at(NextOffset(2))));
+        assert!(!ownership.is_asked(owned), "it is on its way");
+        assert!(!ownership.commit_done(owned, false), "refused");
+        assert!(ownership.is_asked(owned));
+        assert!(ownership.begin_commit(owned).is_some());
+        ownership.settle(&mut vec![(third, Settlement::Finished)]);
+        assert!(!ownership.ask_commit(owned));
+        assert!(!ownership.commit_done(owned, true), "asked again meanwhile, for more");
+        assert_eq!(ownership.begin_commit(owned), Some(Position::at(NextOffset(3))));
+        assert!(ownership.commit_done(owned, true));
+        assert!(!ownership.is_asked(owned) && ownership.ask_commit(owned));
+        let next = ownership.assign(partition(), Epoch(2), &Position::default(), Lease::unlimited()).owned;
+        assert!(!ownership.ask_commit(owned), "that ownership has ended");
+        assert!(!ownership.commit_done(owned, true) && !ownership.is_asked(next));
     }
 }
 

@@ -155,7 +155,7 @@ proptest! {
                 Step::CommitDone { partition: number, accepted } => {
                     let model = naive.get_mut(&number).expect("all are there");
                     let Some(owned) = model.owned else { continue };
-                    ownership.commit_done(owned, accepted);
+                    prop_assert!(!ownership.commit_done(owned, accepted), "nobody has asked for it");
                     (model.dirty, model.committing) = (model.dirty || !accepted, false);
                 }
             }
@@ -192,7 +192,7 @@ fn p6_what_is_skipped_is_committed() {
     let token = ownership.track(owned, 0).expect("ascending").expect("not finished");
     ownership.settle(&mut vec![(token, Settlement::Finished)]);
     assert_eq!(ownership.begin_commit(owned).map(|position| position.watermark), Some(NextOffset(1)));
-    ownership.commit_done(owned, true);
+    assert!(!ownership.commit_done(owned, true), "nobody has asked for it");
     assert_eq!(ownership.track(owned, 1), Ok(None));
     assert_eq!(ownership.begin_commit(owned).map(|position| position.watermark), Some(NextOffset(2)));
 }

@@ -37,6 +37,11 @@ pub enum SourceEvent {
         /// The ownerships that have ended.
         owned: Vec<Owned>,
     },
+    /// The answer to [`Source::commit_now`]: an accepted commit covers what had been settled when it was called.
+    Committed {
+        /// The ownerships that it was called for.
+        owned: Vec<Owned>,
+    },
     /// Something failed that the source goes on trying: for health and the log.
     Trouble(Error),
 }
@@ -102,6 +107,12 @@ pub trait Source: Send {
 
     /// Reads these partitions again. A stale one is void.
     fn resume(&mut self, owned: &[Owned]);
+
+    /// Commits what is settled now, without waiting for the interval, also while a hand-over is under way. Answered by `Committed`
+    /// for each ownership, once an accepted commit covers all that was settled before this call; asked again before that, both are
+    /// answered by one that covers the later. A commit that is refused is made again. There is no answer once the ownership has
+    /// ended, and nobody knows then whether it was accepted. A stale one is void.
+    fn commit_now(&mut self, owned: &[Owned]);
 
     /// Reads these topics from now on, all of them and no others.
     fn subscribe(&mut self, topics: &[Topic]);

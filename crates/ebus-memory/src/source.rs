@@ -35,6 +35,8 @@ pub(crate) struct MemorySource {
     /// What `recv` says next.
     events: Vec<SourceEvent>,
     releases: Vec<Owned>,
+    /// Of which somebody waits for a commit.
+    asked: Vec<Owned>,
     subscription: Option<Vec<Topic>>,
     void_releases: u64,
     last_commit: Instant,
@@ -81,6 +83,7 @@ impl MemorySource {
             readings: Readings::default(),
             events: Vec::new(),
             releases: Vec::new(),
+            asked: Vec::new(),
             subscription: None,
             void_releases: 0,
             last_commit: now,
@@ -103,6 +106,7 @@ impl MemorySource {
         }
         self.open_mail();
         self.hand_over();
+        self.commit_asked();
         if now >= later(self.last_commit, self.options.commit_interval) {
             self.last_commit = now;
             if let Some(error) = self.commit_all() {
@@ -252,8 +256,29 @@ impl MemorySource {
         let Some(reading) = self.readings.get(owned) else { return Ok(()) };
         let Some(position) = self.ownership.begin_commit(owned) else { return Ok(()) };
         let result = self.group.commit(self.member.id, &reading.log, reading.epoch, &position);
-        self.ownership.commit_done(owned, result.is_ok());
+        if self.ownership.commit_done(owned, result.is_ok()) {
+            self.tell_committed(owned);
+        }
         result
+    }
+
+    /// Commits what somebody waits for. What is refused is committed again with all the rest, at its interval.
+    fn commit_asked(&mut self) {
+        for owned in std::mem::take(&mut self.asked) {
+            if self.ownership.is_asked(owned)
+                && let Err(error) = self.commit(owned)
+                && error.kind() != ErrorKind::Fenced
+            {
+                self.events.push(SourceEvent::Trouble(error));
+            }
+        }
+    }
+
+    fn tell_committed(&mut self, one: Owned) {
+        match self.events.last_mut() {
+            Some(SourceEvent::Committed { owned }) => owned.push(one),
+            _ => self.events.push(SourceEvent::Committed { owned: vec![one] }),
+        }
     }
 
     /// The first error that is not about a partition taken away, which the mail tells by itself.
@@ -372,6 +397,16 @@ impl Source for MemorySource {
         for owned in owned {
             if let Some(reading) = self.readings.get(*owned) {
                 reading.paused = false;
+            }
+        }
+    }
+
+    fn commit_now(&mut self, owned: &[Owned]) {
+        for owned in owned {
+            if self.ownership.ask_commit(*owned) {
+                self.tell_committed(*owned);
+            } else {
+                self.asked.push(*owned);
             }
         }
     }

@@ -126,7 +126,10 @@ impl NatsSource {
             } else {
                 *next = (*next).min(holding.blocked_until);
             }
-        } else if holding.next_write <= now || (commit && self.ownership.has_uncommitted(owned)) {
+        } else if holding.next_write <= now
+            || (commit && self.ownership.has_uncommitted(owned))
+            || (holding.blocked_until <= now && self.ownership.is_asked(owned))
+        {
             // A commit that was refused comes again with the next one that is due.
             self.write(at, false);
         }
@@ -270,21 +273,21 @@ impl NatsSource {
                 holding.next_write = sent + heartbeat;
                 let end = (sent + self.member.lease * 2 / 3).into_std();
                 holding.lease.extend(end);
-                if commit {
-                    self.ownership.commit_done(owned, true);
-                }
+                let awaited = commit && self.ownership.commit_done(owned, true);
                 if release {
                     self.released(at, Ok(()));
+                } else if awaited {
+                    self.events.push(SourceEvent::Committed { owned: vec![owned] });
                 }
             }
             Outcome::Adopted { revision, same } => {
                 holding.revision = revision;
                 holding.next_write = now;
-                if commit {
-                    self.ownership.commit_done(owned, same);
-                }
+                let awaited = commit && self.ownership.commit_done(owned, same);
                 if release && same {
                     self.released(at, Ok(()));
+                } else if awaited {
+                    self.events.push(SourceEvent::Committed { owned: vec![owned] });
                 }
             }
             Outcome::Fenced { by } => {
@@ -295,7 +298,8 @@ impl NatsSource {
                 holding.next_write = retry;
                 holding.blocked_until = retry;
                 if commit {
-                    self.ownership.commit_done(owned, false);
+                    // Whoever waits for it waits for the next one.
+                    let _ = self.ownership.commit_done(owned, false);
                     self.commit_at = Some(self.commit_at.map_or(retry, |at| at.min(retry)));
                 }
                 let too_late = holding.leaving.as_ref().is_some_and(|leaving| leaving.deadline <= now);

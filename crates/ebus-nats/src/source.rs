@@ -274,6 +274,15 @@ impl Source for NatsSource {
         self.set_paused(owned, false);
     }
 
+    fn commit_now(&mut self, owned: &[Owned]) {
+        for owned in owned {
+            if self.ownership.ask_commit(*owned) {
+                self.events.push(SourceEvent::Committed { owned: vec![*owned] });
+            }
+        }
+        self.next_tick = Instant::now();
+    }
+
     fn subscribe(&mut self, topics: &[Topic]) {
         self.subscribed(topics);
     }

@@ -225,6 +225,7 @@ impl Source for Ready {
     fn release(&mut self, _owned: &[Owned]) {}
     fn pause(&mut self, _owned: &[Owned]) {}
     fn resume(&mut self, _owned: &[Owned]) {}
+    fn commit_now(&mut self, _owned: &[Owned]) {}
     fn subscribe(&mut self, _topics: &[Topic]) {}
 
     fn stale(&self) -> u64 {

@@ -36,7 +36,8 @@ impl KafkaSource {
         for part in &mut self.parts {
             let held = matches!(part.phase, Phase::Revoking { .. } | Phase::Releasing { .. });
             let probe = prove || (held && now >= part.probed + PROBE);
-            let hurry = matches!(part.phase, Phase::Releasing { .. } | Phase::Claiming);
+            let hurry = matches!(part.phase, Phase::Releasing { .. } | Phase::Claiming)
+                || self.ownership.is_asked(part.owned);
             if !(due || probe || hurry) {
                 continue;
             }
@@ -78,7 +79,9 @@ impl KafkaSource {
                 Ok(places) => places.get(&place).copied().flatten(),
                 Err(code) => Some(*code),
             };
-            self.ownership.commit_done(owned, error.is_none());
+            if self.ownership.commit_done(owned, error.is_none()) {
+                self.out.push(SourceEvent::Committed { owned: vec![owned] });
+            }
             match error {
                 None if phase == Phase::Claiming => self.claimed(owned),
                 None => {}

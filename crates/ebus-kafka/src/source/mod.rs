@@ -307,7 +307,8 @@ impl KafkaSource {
                     commit(if uncommitted { self.next_commit } else { part.probed + PROBE })
                 }
             };
-            next = at.into_iter().fold(next, Instant::min);
+            let asked = self.ownership.is_asked(part.owned).then_some(self.not_before).and_then(commit);
+            next = at.into_iter().chain(asked).fold(next, Instant::min);
         }
         let again = |pending: &Pending| pending.again.filter(|_| self.in_flight.is_none());
         self.pending.iter().filter_map(again).fold(next, Instant::min)
@@ -398,6 +399,14 @@ impl Source for KafkaSource {
         for owned in owned {
             if let Some(part) = self.part(*owned) {
                 part.paused = false;
+            }
+        }
+    }
+
+    fn commit_now(&mut self, owned: &[Owned]) {
+        for owned in owned {
+            if self.ownership.ask_commit(*owned) {
+                self.out.push(SourceEvent::Committed { owned: vec![*owned] });
             }
         }
     }

@@ -113,6 +113,10 @@ impl Source for Freezing {
         self.inner.resume(owned);
     }
 
+    fn commit_now(&mut self, owned: &[Owned]) {
+        self.inner.commit_now(owned);
+    }
+
     fn subscribe(&mut self, topics: &[Topic]) {
         self.inner.subscribe(topics);
     }

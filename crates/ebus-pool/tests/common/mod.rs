@@ -25,6 +25,7 @@ pub enum Said {
     Finished { partition: u32, epoch: u64, offset: u64 },
     Dropped { partition: u32, epoch: u64, offset: u64 },
     Released { partition: u32, epoch: u64 },
+    Asked { partition: u32 },
     Paused { partition: u32 },
     Resumed { partition: u32 },
     Closed,
@@ -125,6 +126,16 @@ impl Script {
         self.send(SourceEvent::Lost { owned: vec![owned] });
     }
 
+    /// What was settled is committed.
+    pub fn commit(&self, owned: Owned) {
+        self.send(SourceEvent::Committed { owned: vec![owned] });
+    }
+
+    /// How often the pool asked for a commit.
+    pub fn asked(&self) -> usize {
+        self.said().iter().filter(|s| matches!(s, Said::Asked { .. })).count()
+    }
+
     /// Waits until the source is dropped.
     pub async fn gone(&self) {
         self.events.closed().await;
@@ -176,6 +187,10 @@ macro_rules! hands_on {
 
         fn resume(&mut self, owned: &[ebus_core::Owned]) {
             self.source.resume(owned);
+        }
+
+        fn commit_now(&mut self, owned: &[ebus_core::Owned]) {
+            self.source.commit_now(owned);
         }
 
         fn subscribe(&mut self, topics: &[ebus_core::Topic]) {
@@ -262,6 +277,13 @@ impl Source for ScriptedSource {
     fn resume(&mut self, owned: &[Owned]) {
         for owned in owned {
             self.note(Said::Resumed { partition: owned.slot.0 });
+        }
+    }
+
+    /// The test says when they are committed.
+    fn commit_now(&mut self, owned: &[Owned]) {
+        for owned in owned {
+            self.note(Said::Asked { partition: owned.slot.0 });
         }
     }
 

@@ -143,6 +143,10 @@ impl Source for RecordedSource {
         self.inner().resume(owned);
     }
 
+    fn commit_now(&mut self, owned: &[Owned]) {
+        self.inner().commit_now(owned);
+    }
+
     fn subscribe(&mut self, topics: &[Topic]) {
         self.inner().subscribe(topics);
     }

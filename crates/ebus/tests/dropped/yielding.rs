@@ -91,6 +91,10 @@ impl Source for Yielding<Box<dyn Source>> {
         self.0.resume(owned);
     }
 
+    fn commit_now(&mut self, owned: &[Owned]) {
+        self.0.commit_now(owned);
+    }
+
     fn subscribe(&mut self, topics: &[Topic]) {
         self.0.subscribe(topics);
     }
