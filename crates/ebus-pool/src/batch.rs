@@ -69,6 +69,13 @@ impl Batch {
     /// What is wrong with it, in a pool with these settings.
     pub(crate) fn problems(&self, config: &PoolConfig) -> Vec<String> {
         let mut problems = Vec::new();
+        if config.at_most_once {
+            problems.push(
+                "at_most_once handles message by message: a batch that fails in part would run again; give the topic a handler of \
+                 single messages"
+                    .into(),
+            );
+        }
         for (what, value, name, budget) in [
             ("messages", self.max, "budget_messages", config.budget_messages),
             ("bytes", self.max_bytes, "budget_bytes", config.budget_bytes),

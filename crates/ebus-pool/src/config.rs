@@ -36,6 +36,10 @@ pub struct PoolConfig {
     pub(crate) most_parked: Option<usize>,
     pub(crate) parking: Option<ParkingPlace>,
     pub(crate) drop_rejected: bool,
+    pub(crate) drop_on_failure: bool,
+    pub(crate) at_most_once: bool,
+    /// The user has named a retry policy.
+    retry_named: bool,
     pub(crate) stuck_after: Duration,
 }
 
@@ -54,6 +58,9 @@ impl PoolConfig {
             most_parked: None,
             parking: None,
             drop_rejected: false,
+            drop_on_failure: false,
+            at_most_once: false,
+            retry_named: false,
             stuck_after: Duration::from_secs(10),
         }
     }
@@ -90,6 +97,7 @@ impl PoolConfig {
     /// When failed messages run again.
     pub fn with_retry(mut self, retry: RetryPolicy) -> Self {
         self.retry = retry;
+        self.retry_named = true;
         self
     }
 
@@ -124,6 +132,73 @@ impl PoolConfig {
     pub fn with_drop_rejected(mut self) -> Self {
         self.drop_rejected = true;
         self
+    }
+
+    /// At least once, and whatever fails is dropped: a message whose run failed, panicked or was rejected is logged, counted in
+    /// [`Counters::dropped`](crate::Counters::dropped), and does not run again. Exactly the failing message is lost; a crash or a
+    /// hand-over repeats as without it. Of a batch that fails without naming anybody, each message runs once more, alone.
+    pub fn with_drop_on_failure(mut self) -> Self {
+        self.drop_on_failure = true;
+        self
+    }
+
+    /// At most once: the position is committed before a run starts, so that no message runs twice, whatever happens to this process,
+    /// its partitions or the broker's answers.
+    ///
+    /// # What is lost
+    /// - What fails, panics or is rejected: logged, and counted in [`Counters::dropped`](crate::Counters::dropped).
+    /// - By a crash: the runs in progress, and what was committed and not started: of each partition at most twice
+    ///   [`max_in_flight`](Self::with_max_in_flight), runs in progress included.
+    /// - By a partition that is lost without notice, and at the deadline of a hand-over or a drain, the same: runs that are cancelled
+    ///   ([`Counters::cancelled`](crate::Counters::cancelled)), and what did not start
+    ///   ([`Counters::lost`](crate::Counters::lost)). Up to the deadline what is committed is started and finished; what is held
+    ///   beyond that is not committed, and is the next owner's.
+    ///
+    /// # Speed
+    /// A message starts one round trip of a commit later. All that is to run goes with one commit, and of a key with quick runs up to
+    /// 64 messages; a key with slow runs commits one at a time.
+    ///
+    /// # The position
+    /// It is all that is known of what ran. Where somebody sets it back or damages it, messages run again.
+    pub fn with_at_most_once(mut self) -> Self {
+        self.at_most_once = true;
+        self
+    }
+
+    /// A failed message does not run again.
+    pub(crate) fn runs_once(&self) -> bool {
+        self.at_most_once || self.drop_on_failure
+    }
+
+    /// By which setting messages that are given up are dropped.
+    pub(crate) fn drops(&self) -> Option<&'static str> {
+        let settings = [
+            (self.at_most_once, "at_most_once"),
+            (self.drop_on_failure, "drop_on_failure"),
+            (self.drop_rejected, "drop_rejected"),
+        ];
+        settings.into_iter().find(|(set, _)| *set).map(|(_, name)| name)
+    }
+
+    /// What goes with neither of the settings that drop what fails.
+    fn problems_of_drops(&self, problems: &mut Vec<String>) {
+        if self.at_most_once && self.drop_on_failure {
+            problems.push(
+                "at_most_once and drop_on_failure exclude each other: the one loses what a crash met, the other repeats it; take \
+                 one"
+                    .into(),
+            );
+        }
+        let Some(name) = self.drops().filter(|_| self.runs_once()) else { return };
+        let with = [
+            (self.retry_named, "a retry policy", "a message that failed does not run again"),
+            (self.dead_letter.is_some(), "a dead-letter topic", "what failed is dropped"),
+            (self.most_parked.is_some(), "parked keys", "what is dropped has no order"),
+            (self.drop_rejected, "drop_rejected", "what is rejected is dropped anyway"),
+        ];
+        for (_, other, why) in with.iter().filter(|(set, ..)| *set) {
+            problems.push(format!("{name} and {other} exclude each other: {why}; take one"));
+        }
     }
 
     /// How long a run lasts before the state lists it as stuck.
@@ -166,8 +241,8 @@ impl PoolConfig {
             }
         }
         problems.extend(self.retry.problems());
-        if let (Some(limit), None, false) = (self.retry.gives_up_by(), &self.dead_letter, self.drop_rejected)
-        {
+        self.problems_of_drops(&mut problems);
+        if let (Some(limit), None, None) = (self.retry.gives_up_by(), &self.dead_letter, self.drops()) {
             problems.push(format!(
                 "{limit} needs a place for messages that are given up; name a dead-letter topic, or ask for them to be \
                  dropped"
@@ -181,7 +256,7 @@ impl PoolConfig {
                 problems.push(
                     "parked keys and drop_rejected exclude each other: what is dropped has no order".into(),
                 );
-            } else if self.dead_letter.is_none() {
+            } else if self.dead_letter.is_none() && !self.runs_once() {
                 problems.push("parked keys need a dead-letter topic; name one".into());
             }
             if let (Some((letters, _)), Some(place)) = (&self.dead_letter, &self.parking) {

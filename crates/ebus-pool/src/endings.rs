@@ -41,7 +41,8 @@ pub(crate) struct Ending {
 impl Ending {
     /// Messages that never started; `held` are those that a shard has not even looked at.
     pub(crate) fn never_started(&self, held: usize) -> usize {
-        (self.dropped + held).saturating_sub(self.left.failing + self.left.cancelled)
+        let left = self.left;
+        (self.dropped + held + left.settled).saturating_sub(left.failing + left.cancelled)
     }
 }
 
@@ -122,6 +123,8 @@ impl Endings {
         let ending = self.open.get_mut(&owned)?;
         ending.left.failing += left.failing;
         ending.left.cancelled += left.cancelled;
+        ending.left.settled += left.settled;
+        ending.left.lost += left.lost;
         ending.waiting -= 1;
         if ending.waiting > 0 {
             return None;

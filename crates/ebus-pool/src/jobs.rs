@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ebus_core::{Key, Lease, Message, Owned, PartitionId, Settlement, Token, Topic};
+use ebus_core::{Key, Lease, Message, Owned, PartitionId, Settlement, Slot, Token, Topic};
 use tokio::sync::oneshot;
 
 use crate::handlers::Handling;
@@ -41,6 +41,8 @@ pub(crate) enum ToShard {
     /// The redrive has ended. With an offset the key is free, and what is below is done and may be delivered again; without, it is
     /// parked as before.
     Unhold { owned: Owned, key: Key, below: Option<u64> },
+    /// What these lanes wait for is committed: they run.
+    Committed { owned: Owned, lanes: Vec<usize> },
     /// What is running or failing longer than it should.
     Report(oneshot::Sender<ShardReport>),
 }
@@ -67,6 +69,10 @@ pub(crate) struct Letter {
 pub(crate) enum FromShard {
     /// Outcomes; the i-th size is the i-th message's, in bytes.
     Settled { batch: Vec<(Token, Settlement)>, sizes: Vec<usize> },
+    /// At most once: settle these and commit them, and say so to the lanes that wait for it.
+    CommitAhead { shard: usize, owned: Owned, lanes: Vec<usize>, batch: Vec<(Token, Settlement)> },
+    /// Messages that were settled before their runs are over: partition and bytes of each.
+    Over(Vec<(Slot, usize)>),
     /// Nothing of this ownership runs or is queued in this shard any more, and all that was is settled.
     Ended { owned: Owned, left: LeftInShard },
 }
@@ -76,6 +82,10 @@ pub(crate) enum FromShard {
 pub(crate) struct LeftInShard {
     pub(crate) failing: usize,
     pub(crate) cancelled: usize,
+    /// Of these, settled before they ran.
+    pub(crate) settled: usize,
+    /// Settled and never started.
+    pub(crate) lost: usize,
 }
 
 /// What a shard says about itself.

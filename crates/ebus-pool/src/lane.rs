@@ -27,6 +27,25 @@ pub(crate) struct Lane {
     pub(crate) alone: usize,
     /// Its head is a dead letter that is redriven: it came from no source, and is settled with none.
     pub(crate) redrive: Option<Box<Redrive>>,
+    /// What of it was settled before its run; `None` unless the pool is at most once.
+    pub(crate) ahead: Option<Box<Ahead>>,
+}
+
+/// How far a lane is settled and committed ahead of its runs.
+pub(crate) struct Ahead {
+    /// So many messages, from the head on: they run, or are lost.
+    pub(crate) messages: usize,
+    /// How many the next commit may cover.
+    pub(crate) window: usize,
+    /// When the last commit was answered.
+    pub(crate) since: Instant,
+}
+
+impl Lane {
+    /// Whether its head is settled, and committed or about to be.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.ahead.as_ref().is_some_and(|ahead| ahead.messages > 0)
+    }
 }
 
 /// A dead letter that is redriven.
@@ -61,8 +80,10 @@ pub(crate) struct Failure {
 /// What the head is doing.
 #[derive(Debug)]
 pub(crate) enum Phase {
-    /// Stands in its route's queue for a slot.
+    /// Stands in its route's queue for a slot; at most once, before its commit, in the queue of its tenure.
     Ready,
+    /// It is settled, and an accepted commit that covers it is waited for.
+    Committing { since: Instant },
     /// Stands in its route's next batch, with so many messages from the head on.
     Gathering { taken: usize },
     /// Its handler runs.

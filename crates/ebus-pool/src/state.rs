@@ -89,6 +89,8 @@ pub enum Doing {
     Retrying,
     /// It is its turn; all slots are in use, or its handler is not ready.
     NotStarted,
+    /// Its commit is not accepted yet, and it must not start before ([at most once](crate::PoolConfig::with_at_most_once)).
+    Committing,
     /// The lease of its partition is over: nothing starts before it is renewed or the partition is lost.
     LeaseOver,
     /// Its dead letter is being published; or what was done of a parked key is being written down.
@@ -118,8 +120,12 @@ pub struct Counters {
     pub skipped: u64,
     /// Messages dropped because the user asked for it.
     pub dropped: u64,
-    /// Runs cancelled at a hand-over or a loss.
+    /// Runs cancelled at a hand-over or a loss. At most once, these messages do not run again.
     pub cancelled: u64,
+    /// Of a pool that is [at most once](crate::PoolConfig::with_at_most_once): messages that were settled and never started, because
+    /// their partition was lost, or had to be given up before it was their turn. Where the commit was not accepted before a loss,
+    /// the next owner runs them all the same.
+    pub lost: u64,
     /// Settlements and releases that the source found void.
     pub stale: u64,
 }
@@ -135,6 +141,7 @@ pub(crate) struct AtomicCounters {
     pub(crate) skipped: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) cancelled: AtomicU64,
+    pub(crate) lost: AtomicU64,
     pub(crate) stale: AtomicU64,
 }
 
@@ -150,6 +157,7 @@ impl AtomicCounters {
             skipped: self.skipped.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
+            lost: self.lost.load(Relaxed),
             stale: self.stale.load(Relaxed),
         }
     }
@@ -180,6 +188,9 @@ pub struct Left {
     pub queued: usize,
     /// Messages that failed and waited for another attempt.
     pub failing: usize,
-    /// Messages whose run was cancelled at the deadline.
+    /// Messages whose run was cancelled at the deadline. At most once, they do not run again.
     pub cancelled: usize,
+    /// Not left but lost: messages of a pool that is [at most once](crate::PoolConfig::with_at_most_once) that were committed and
+    /// did not start before the deadline.
+    pub lost: usize,
 }

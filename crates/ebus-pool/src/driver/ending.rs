@@ -92,7 +92,7 @@ impl Driver {
     pub(super) fn note_left(&mut self, owned: Owned, ending: &Ending) {
         let left = ending.left;
         let queued = ending.never_started(self.budget.held_by(owned.slot).messages);
-        if self.draining.is_none() || queued + left.failing + left.cancelled == 0 {
+        if self.draining.is_none() || queued + left.failing + left.cancelled + left.lost == 0 {
             return;
         }
         if let Some(partition) = self.partitions.get(owned.slot.index()).and_then(Option::as_ref) {
@@ -101,6 +101,7 @@ impl Driver {
                 queued,
                 failing: left.failing,
                 cancelled: left.cancelled,
+                lost: left.lost,
             });
         }
     }

@@ -24,12 +24,14 @@ use crate::share::Budget;
 use crate::shared::Shared;
 use crate::state::{DrainReport, Left, PoolState};
 
+mod ahead;
 mod ending;
 mod finish;
 mod intake;
 mod parked;
 mod state;
 
+use ahead::Ahead;
 use finish::{End, Grace};
 use parked::PartitionKeeper;
 
@@ -60,6 +62,8 @@ struct Partition {
     held_back: Option<HeldBack>,
     /// `None` when no keys are parked in this pool.
     keeper: Option<PartitionKeeper>,
+    /// Empty unless the pool is at most once.
+    ahead: Ahead,
 }
 
 /// An ownership that begins when the one before it has ended, and its parked keys are known.
@@ -317,6 +321,7 @@ impl Driver {
                     }
                 }
                 SourceEvent::Lost { owned } => self.lost(&owned),
+                SourceEvent::Committed { owned } => self.committed(&owned),
                 SourceEvent::Trouble(error) => {
                     tracing::warn!(group = %self.shared.config.group, error = %error.chain(), "source in trouble, goes on");
                     self.trouble = Some(error);
@@ -391,6 +396,7 @@ impl Driver {
             over_share: false,
             held_back: Some(HeldBack { assigned, jobs: Vec::new(), parked, then: None }),
             keeper,
+            ahead: Ahead::default(),
         };
         self.partitions[owned.slot.index()] = Some(partition);
         if !self.endings.has_slot(owned.slot) {
@@ -422,6 +428,17 @@ impl Driver {
                 }
                 batch.retain(|(token, settlement)| self.may_settle(token.owned(), *settlement));
                 self.source.settle(&mut batch);
+                if self.any_over_share {
+                    self.apply_pauses();
+                }
+            }
+            FromShard::CommitAhead { shard, owned, lanes, batch } => {
+                self.commit_ahead(shard, owned, lanes, batch)
+            }
+            FromShard::Over(over) => {
+                for (slot, bytes) in over {
+                    self.budget.give(slot, bytes);
+                }
                 if self.any_over_share {
                     self.apply_pauses();
                 }

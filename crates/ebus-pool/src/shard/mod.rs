@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ebus_core::{Outcome, Owned, Settlement, Token, Topic};
+use ebus_core::{Outcome, Owned, Settlement, Slot, Token, Topic};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hashbrown::HashMap;
@@ -36,6 +36,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 86_400);
 /// When to look again at a lease that has run out and may yet be moved on.
 const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
+mod ahead;
 mod batch;
 mod begin;
 mod outcome;
@@ -67,6 +68,8 @@ pub(crate) struct Shard {
     timers: DelayQueue<usize>,
     settled: Vec<(Token, Settlement)>,
     sizes: Vec<usize>,
+    /// What is over that was settled before its run: partition and bytes.
+    over: Vec<(Slot, usize)>,
     /// Slots taken and not in use by a run.
     credit: usize,
     handled: u64,
@@ -113,6 +116,7 @@ impl Shard {
             timers: DelayQueue::new(),
             settled: Vec::new(),
             sizes: Vec::new(),
+            over: Vec::new(),
             credit: 0,
             handled: 0,
             next_route: 0,
@@ -201,6 +205,9 @@ impl Shard {
             self.start_ready(&mut pass, cx);
         }
         self.let_go_of_handlers();
+        if self.shared.config.at_most_once {
+            self.commit_ahead();
+        }
         self.flush();
         pass
     }
@@ -261,6 +268,9 @@ impl Shard {
             // A driver that is gone needs no settlements: its source is closed.
             let _ = self.tx.send(FromShard::Settled { batch, sizes });
         }
+        if !self.over.is_empty() {
+            let _ = self.tx.send(FromShard::Over(std::mem::take(&mut self.over)));
+        }
     }
 
     fn command(&mut self, command: ToShard) {
@@ -290,6 +300,7 @@ impl Shard {
             ToShard::Hold { owned, key, held } => self.hold(owned, &key, held),
             ToShard::Redrive { owned, letter, done } => self.redrive(owned, letter, done),
             ToShard::Unhold { owned, key, below } => self.unhold(owned, &key, below),
+            ToShard::Committed { owned, lanes } => self.committed(owned, &lanes),
             ToShard::Report(reply) => {
                 // Who asked may have stopped waiting.
                 let _ = reply.send(self.report());
@@ -331,7 +342,9 @@ impl Shard {
             }
             return;
         }
-        if tenure.parked.as_ref().is_some_and(|parked| parked.concerns(&job.message)) {
+        if tenure.ahead.is_some()
+            || tenure.parked.as_ref().is_some_and(|parked| parked.concerns(&job.message))
+        {
             self.queue_new_lane(job);
             return;
         }
@@ -364,8 +377,15 @@ impl Shard {
     fn new_lane(&mut self, job: Job, attempts: u32, phase: Phase) -> usize {
         let key = job.lane;
         let head = Head { attempts, ..Head::new(job, self.now) };
-        let lane =
-            self.lanes.insert(Lane { key, head, queue: VecDeque::new(), phase, alone: 0, redrive: None });
+        let lane = self.lanes.insert(Lane {
+            key,
+            head,
+            queue: VecDeque::new(),
+            phase,
+            alone: 0,
+            redrive: None,
+            ahead: None,
+        });
         if let Some(key) = key {
             self.by_key.insert(key, lane);
         }
@@ -377,15 +397,19 @@ impl Shard {
         self.make_ready(lane);
     }
 
-    /// Puts a lane into its route's queue, unless its key is parked.
+    /// Puts a lane into its route's queue, unless its key is parked, or it has to be committed before.
     fn make_ready(&mut self, lane: usize) {
         self.lanes[lane].phase = Phase::Ready;
         let owned = self.lanes[lane].head.job.token.owned();
-        let Some((route, parks)) = self.tenure(owned).map(|tenure| (tenure.route, tenure.parked.is_some()))
-        else {
+        let is_ahead = self.lanes[lane].is_ahead();
+        let Some(tenure) = self.tenure(owned) else {
             debug_assert!(false, "the head of a lane belongs to a tenure");
             return;
         };
+        let (route, parks) = (tenure.route, tenure.parked.is_some());
+        if let Some(ahead) = tenure.ahead.as_mut().filter(|_| !is_ahead) {
+            return ahead.waiting.push_back(lane);
+        }
         if parks && !self.may_run(lane) {
             return;
         }

@@ -72,6 +72,9 @@ impl Shard {
     }
 
     pub(super) fn failed(&mut self, lane: usize, error: Error, after: Option<Duration>, ending: bool) {
+        if self.shared.config.runs_once() {
+            return self.give_up(lane, error, "failed");
+        }
         if ending {
             self.leave(lane, |left| &mut left.failing);
             return;
@@ -118,12 +121,12 @@ impl Shard {
     pub(super) fn give_up(&mut self, lane: usize, error: Error, reason: &'static str) {
         let shared = self.shared.clone();
         let config = &shared.config;
-        if config.drop_rejected {
+        if let Some(asked) = config.drops() {
             let job = &self.lanes[lane].head.job;
             let partition =
                 self.tenures[job.token.owned().slot.index()].as_ref().map(|tenure| tenure.partition.clone());
             tracing::warn!(group = %config.group, partition = ?partition, offset = job.token.offset(), reason,
-                error = %error.chain(), "message dropped, as drop_rejected asks");
+                error = %error.chain(), "message dropped, as {asked} asks");
             self.shared.counters.dropped.fetch_add(1, Relaxed);
             self.advance(lane, Settlement::Finished);
             return;
@@ -219,17 +222,22 @@ impl Shard {
     /// The head stays unfinished, and the next owner gets it.
     pub(super) fn leave(&mut self, lane: usize, which: impl FnOnce(&mut LeftInShard) -> &mut usize) {
         let owned = self.lanes[lane].head.job.token.owned();
+        let settled = self.lanes[lane].is_ahead();
         // A dead letter that is redriven is nothing that the source delivered.
         if self.lanes[lane].redrive.is_none()
             && let Some(tenure) = self.tenure(owned)
         {
             *which(&mut tenure.left) += 1;
+            tenure.left.settled += usize::from(settled);
         }
         self.advance(lane, Settlement::Dropped);
     }
 
     /// Settles the head and goes on to the next of the lane.
     pub(super) fn advance(&mut self, lane: usize, settlement: Settlement) {
+        if self.lanes[lane].is_ahead() {
+            return self.advance_ahead(lane);
+        }
         match self.lanes[lane].queue.pop_front() {
             Some(next) => {
                 self.lanes[lane].alone = self.lanes[lane].alone.saturating_sub(1);

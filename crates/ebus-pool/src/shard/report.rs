@@ -22,6 +22,7 @@ impl Shard {
                 Phase::Running { since } | Phase::InBatch { since, .. } => (Doing::Running, *since),
                 Phase::DeadLetter { since } | Phase::Keeping { since } => (Doing::DeadLetter, *since),
                 Phase::Held => (Doing::Held, head.since),
+                Phase::Committing { since } => (Doing::Committing, *since),
                 Phase::Waiting { lease_over: true, .. } => (Doing::LeaseOver, head.since),
                 Phase::Waiting { .. } => (Doing::Retrying, head.since),
                 Phase::Ready | Phase::Gathering { .. } => (Doing::NotStarted, head.since),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ebus_core::{Lease, Owned, PartitionId, Settlement};
 
 use super::Shard;
+use super::ahead::AheadOf;
 use super::parked::Parked;
 use crate::jobs::{FromShard, LeftInShard, ParkedHere};
 use crate::lane::Phase;
@@ -23,6 +24,8 @@ pub(super) struct Tenure {
     pub(super) left: LeftInShard,
     /// `None` when no keys are parked in this pool.
     pub(super) parked: Option<Box<Parked>>,
+    /// `None` unless the pool is at most once.
+    pub(super) ahead: Option<Box<AheadOf>>,
 }
 
 impl Shard {
@@ -45,6 +48,7 @@ impl Shard {
             ending: false,
             left: LeftInShard::default(),
             parked: parked.map(|here| Box::new(Parked::new(here))),
+            ahead: self.shared.config.at_most_once.then(Box::default),
         };
         if self.tenures.len() <= owned.slot.index() {
             self.tenures.resize_with(owned.slot.index() + 1, || None);
@@ -56,12 +60,15 @@ impl Shard {
         self.tenures.get_mut(owned.slot.index())?.as_mut().filter(|tenure| tenure.owned == owned)
     }
 
-    /// Starts nothing more of these, and drops what is queued or waits for a retry.
+    /// Starts nothing more of these but what is committed already, and drops what is queued or waits for a retry.
     pub(super) fn end_tenures(&mut self, owned: &[Owned]) {
         let mut ending = HashSet::new();
         for owned in owned {
             if let Some(tenure) = self.tenure(*owned).filter(|tenure| !tenure.ending) {
                 tenure.ending = true;
+                if let Some(ahead) = &mut tenure.ahead {
+                    ahead.waiting.clear();
+                }
                 ending.insert(*owned);
             }
         }
@@ -70,8 +77,12 @@ impl Shard {
         for id in ids {
             let lane = &mut self.lanes[id];
             if lane.queue.iter().any(|job| ending.contains(&job.token.owned())) {
-                // What is in a batch that runs ends with it.
-                let running = if let Phase::InBatch { messages, .. } = lane.phase { messages - 1 } else { 0 };
+                // What is in a batch that runs ends with it, and what is committed runs now or never.
+                let running = match (&lane.phase, &lane.ahead) {
+                    (Phase::InBatch { messages, .. }, _) => messages - 1,
+                    (_, Some(ahead)) => ahead.messages.saturating_sub(1),
+                    _ => 0,
+                };
                 for (place, job) in std::mem::take(&mut lane.queue).into_iter().enumerate() {
                     if place >= running && ending.contains(&job.token.owned()) {
                         self.settle(job, Settlement::Dropped);
@@ -81,12 +92,13 @@ impl Shard {
                 }
             }
             let lane = &mut self.lanes[id];
-            if !ending.contains(&lane.head.job.token.owned()) {
+            if !ending.contains(&lane.head.job.token.owned()) || lane.is_ahead() {
                 continue;
             }
             match &lane.phase {
                 Phase::Running { .. }
                 | Phase::InBatch { .. }
+                | Phase::Committing { .. }
                 | Phase::DeadLetter { .. }
                 | Phase::Keeping { .. } => {}
                 Phase::Ready | Phase::Gathering { .. } | Phase::Held => {
@@ -129,13 +141,16 @@ impl Shard {
                 run.cancel();
             }
         }
+        if self.shared.config.at_most_once {
+            self.forfeit(owned);
+        }
     }
 
     /// Confirms the end of a tenure once nothing of it runs; everything else of it was dropped before.
     pub(super) fn end_if_over(&mut self, owned: Owned) {
-        let Some(tenure) = self.tenure(owned).filter(|tenure| tenure.ending && tenure.running == 0) else {
-            return;
-        };
+        let open = |tenure: &Tenure| tenure.ahead.as_ref().is_some_and(|ahead| ahead.open > 0);
+        let is_over = |tenure: &&mut Tenure| tenure.ending && tenure.running == 0 && !open(tenure);
+        let Some(tenure) = self.tenure(owned).filter(is_over) else { return };
         let left = tenure.left;
         self.tenures[owned.slot.index()] = None;
         self.flush();
