@@ -9,7 +9,7 @@ fn owned(slot: u32, epoch: u64) -> Owned {
 }
 
 fn left(failing: usize, cancelled: usize) -> LeftInShard {
-    LeftInShard { failing, cancelled }
+    LeftInShard { failing, cancelled, ..LeftInShard::default() }
 }
 
 #[tokio::test(start_paused = true)]

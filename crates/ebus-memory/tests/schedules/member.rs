@@ -28,7 +28,10 @@ impl Member {
         let options = plan.options(SourceOptions::new(group(), vec![topic()]));
         let source = backend.source(options).await.expect("the broker takes members");
         let (frozen, freezes) = watch::channel(false);
-        let mut config = plan.pool(PoolConfig::new(group())).with_dead_letter(dead(), backend.publisher());
+        let mut config = plan.pool(PoolConfig::new(group()));
+        if !plan.once {
+            config = config.with_dead_letter(dead(), backend.publisher());
+        }
         if let Some(most) = plan.parks {
             let parking = loop {
                 match backend.parking(&group()).await {

@@ -77,6 +77,8 @@ pub(crate) struct Plan {
     pub(crate) batches: Option<(usize, Duration)>,
     /// Keys of dead letters are parked, at most so many in a partition.
     pub(crate) parks: Option<usize>,
+    /// Every member is at most once: no dead letters, no retries.
+    pub(crate) once: bool,
     /// What is redriven does not fail any more.
     pub(crate) healed: Arc<AtomicBool>,
 }
@@ -106,12 +108,17 @@ impl Plan {
             },
             parks: random.one_in(2).then(|| random.within(1, 4) as usize),
             batches: None,
+            once: false,
             healed: Arc::default(),
         };
         if random.one_in(3) {
             // One that the budget could never fill is refused.
             let messages = (random.within(1, 8) as usize).min(plan.budget);
             plan.batches = Some((messages, random.millis(0, 50)));
+        }
+        plan.once = random.one_in(4);
+        if plan.once {
+            (plan.parks, plan.batches) = (None, None);
         }
         plan
     }
@@ -124,10 +131,14 @@ impl Plan {
     }
 
     pub(crate) fn pool(&self, pool: PoolConfig) -> PoolConfig {
-        pool.with_shards(self.shards)
+        let pool = pool
+            .with_shards(self.shards)
             .with_max_in_flight(self.max_in_flight.max(self.shards))
-            .with_budget_messages(self.budget)
-            .with_retry(RetryPolicy::fixed(self.retry).max_attempts(4))
+            .with_budget_messages(self.budget);
+        if self.once {
+            return pool.with_at_most_once();
+        }
+        pool.with_retry(RetryPolicy::fixed(self.retry).max_attempts(4))
     }
 
     /// Of a dead letter that is redriven: one in four fails again while nothing is healed.

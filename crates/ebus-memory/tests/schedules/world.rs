@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,6 +45,7 @@ pub(crate) const KINDS: &[&str] = &[
     "parking fails",
     "cancelled",
     "schedules in batches",
+    "schedules at most once",
 ];
 
 /// The header that names the publisher.
@@ -98,6 +99,8 @@ struct World {
     background: JoinSet<()>,
     publishing: JoinSet<()>,
     receipts: Arc<Mutex<Vec<Receipt>>>,
+    /// What members have counted as settled and never started.
+    lost: Arc<AtomicU64>,
     versions: BTreeMap<u64, u64>,
     paused: bool,
     tally: BTreeMap<&'static str, u64>,
@@ -120,16 +123,28 @@ pub(crate) async fn run(plan: Plan) -> Result<Told, String> {
     if world.plan.parks.is_some() {
         rules = rules.parks(group().as_str());
     }
+    if world.plan.once {
+        rules = rules.at_most_once(group().as_str());
+    }
     let verdict = judge(&events, &rules);
     let checked = match ended {
         Ok(()) => world.read_back(&events).await,
         failed => failed,
     };
+    let counted = world.lost.load(Ordering::Relaxed);
+    let checked = checked.and_then(|()| match verdict.unstarted {
+        unstarted if unstarted > counted => {
+            Err(format!("{unstarted} were settled and never started, and members have counted {counted}"))
+        }
+        _ => Ok(()),
+    });
     if let (true, Ok(())) = (verdict.kept(), &checked) {
         world.count("replayed", verdict.replayed);
         world.count("dead letters", verdict.dead_letters);
         world.count("redriven", verdict.redriven);
         world.count("schedules in batches", u64::from(world.plan.batches.is_some()));
+        world.count("schedules at most once", u64::from(world.plan.once));
+        world.count("lost at most once", verdict.unstarted_at_crashes + verdict.unstarted);
         world.count("messages", verdict.stored);
         world.count("runs", verdict.runs);
         return Ok(Told { tally: world.tally, trace: world.trace, verdict });
@@ -166,6 +181,7 @@ impl World {
             background: JoinSet::new(),
             publishing: JoinSet::new(),
             receipts: Arc::default(),
+            lost: Arc::default(),
             versions: BTreeMap::new(),
             paused: false,
             tally: BTreeMap::new(),
@@ -299,12 +315,17 @@ impl World {
         let Some(member) = self.take() else { return };
         let within = self.random.millis(0, 2_000);
         self.note("leave", within);
-        self.background.spawn(async move { drop(member.leave(within).await) });
+        let lost = self.lost.clone();
+        self.background.spawn(async move {
+            let report = member.leave(within).await;
+            lost.fetch_add(report.counters.lost, Ordering::Relaxed);
+        });
     }
 
     fn kill(&mut self) {
         if let Some(member) = self.take() {
             self.note("kill", "");
+            self.lost.fetch_add(member.pool.counters().lost, Ordering::Relaxed);
             drop(member);
         }
     }
@@ -345,6 +366,7 @@ impl World {
             if self.members[index].has_ended().await {
                 let member = self.members.remove(index);
                 self.told(&member);
+                self.lost.fetch_add(member.pool.counters().lost, Ordering::Relaxed);
             } else {
                 index += 1;
             }
@@ -396,6 +418,7 @@ impl World {
         for member in std::mem::take(&mut self.members) {
             self.told(&member);
             let report = member.leave(Duration::from_secs(10)).await;
+            self.lost.fetch_add(report.counters.lost, Ordering::Relaxed);
             report.committed.map_err(|error| format!("the last commit of a calm leave: {error}"))?;
         }
         Ok(())
@@ -428,7 +451,8 @@ impl World {
             in_order_of_call(&all)?;
             there.extend(all.into_iter().map(|(offset, message)| ((partition, offset), message)));
         }
-        if let Some(place) = there.keys().find(|place| !done.contains(*place)) {
+        // At most once, what is there may be lost: the history knows why.
+        if let Some(place) = there.keys().find(|place| !done.contains(*place) && !self.plan.once) {
             return Err(format!("{place:?} is there, and neither handled nor a dead letter"));
         }
         let receipts = self.receipts.lock().expect("not poisoned");

@@ -150,5 +150,7 @@ impl Faults for NatsFaults {
 pub(crate) fn lacks(case: &str) -> Option<String> {
     // Whatever would make the server refuse these writes refuses the claim of the next owner too: it is the same record.
     let d07 = "a commit is the write that hands a partition over; see p3_a_write_whose_reply_is_lost_costs_no_ownership and d12_...";
-    case.starts_with("d07").then(|| d07.to_owned())
+    let c10 = "a nats-server refuses no write on request; what is lost with a reply is that test's too";
+    let whys = [("d07", d07), ("c10_while_commits_are_refused", c10)];
+    whys.into_iter().find(|(name, _)| case.starts_with(name)).map(|(_, why)| why.to_owned())
 }

@@ -86,6 +86,20 @@ impl<'c> MemberBuilder<'c> {
         self
     }
 
+    /// It is at most once; before [`pool`](Self::pool). The oracle holds it against the group.
+    pub(super) fn at_most_once(mut self) -> Self {
+        self.ctx.rules(|rules| rules.at_most_once(self.group.as_str()));
+        self.pool = PoolConfig::new(self.group.clone()).with_at_most_once();
+        self
+    }
+
+    /// It drops what fails; before [`pool`](Self::pool). The oracle holds it against the group.
+    pub(super) fn drop_on_failure(mut self) -> Self {
+        self.ctx.rules(|rules| rules.drop_on_failure(self.group.as_str()));
+        self.pool = PoolConfig::new(self.group.clone()).with_drop_on_failure();
+        self
+    }
+
     /// It reads its topics before anything handles them.
     pub(super) fn without_handlers(mut self) -> Self {
         self.silent = true;

@@ -13,6 +13,9 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     let settled = settled(facts);
     for run in &facts.runs {
         let Some(finished) = facts.finished.get(&run.work) else { continue };
+        if rules.at_most_once.contains(run.work.0) {
+            continue;
+        }
         // A dead letter that is redriven runs again because it is one. Where keys are parked, it ends its message only once that is
         // kept too, which the settlement shows: cancelled before, the message runs again.
         let parks = rules.parks.contains(run.work.0);

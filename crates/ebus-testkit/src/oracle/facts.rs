@@ -141,7 +141,7 @@ impl<'a> Facts<'a> {
                 let run = open.get_mut(&(work, member(event)?, event.epoch?, event.attempt))?.pop()?;
                 self.runs[run].end = Some(at);
                 verdict.retries += u64::from(matches!(outcome, Outcome::Retry | Outcome::Panic));
-                let dropped = outcome == Outcome::Reject && rules.drop_rejected.contains(work.0);
+                let dropped = rules.is_dropped(work.0, outcome);
                 if outcome == Outcome::Ack || dropped {
                     let finished = self.finished.entry(work).or_default();
                     verdict.handled += u64::from(finished.is_empty() && !dropped);

@@ -8,13 +8,13 @@ use crate::history::{Kind, Outcome};
 
 pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     never_finished(facts, rules, verdict);
-    settled_unfinished(facts, verdict);
+    settled_unfinished(facts, rules, verdict);
     committed_unfinished(facts, rules, verdict);
 }
 
 fn never_finished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     for &(group, topic) in &facts.readers {
-        if rules.unfinished_ok.contains(group) {
+        if rules.unfinished_ok.contains(group) || rules.at_most_once.contains(group) {
             continue;
         }
         for (&place, &at) in facts.messages.range((topic, 0, 0)..=(topic, u32::MAX, u64::MAX)) {
@@ -31,13 +31,13 @@ fn never_finished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     }
 }
 
-fn settled_unfinished(facts: &Facts<'_>, verdict: &mut Verdict) {
+fn settled_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
     for (at, event) in facts.events.iter().enumerate() {
         if event.kind != Kind::Settle || event.outcome != Some(Outcome::Finished) {
             continue;
         }
         let Some(work) = work(event) else { continue };
-        if !facts.is_finished_before(work, at) {
+        if !rules.at_most_once.contains(work.0) && !facts.is_finished_before(work, at) {
             verdict.find(Promise::G1, || "settled as finished before it was".into(), [event]);
         }
     }
@@ -52,6 +52,9 @@ fn committed_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict)
         else {
             continue;
         };
+        if rules.at_most_once.contains(group) {
+            continue;
+        }
         let above = event.finished.iter().flatten().copied();
         let now: Vec<(u64, u64)> = std::iter::once((0, watermark)).chain(above).collect();
         let before = covered.entry((group, topic, partition)).or_default();

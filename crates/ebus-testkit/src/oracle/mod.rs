@@ -19,6 +19,10 @@
 //! partition without notice may overlap with one of the next owner, or repeat it, until shortly after `lost`; not when both
 //! go by one name, because a process knows what it lost.
 //!
+//! A group that is [at most once](Rules::at_most_once) is judged by other words: nothing starts twice, for no excuse (G6); nothing
+//! starts before it was settled, and nothing is settled and never started unless its owner crashed (G1); the starts of a key never
+//! go back, under whatever ownership (G2). That its commit was accepted before the start is what a second start after a crash shows.
+//!
 //! ```
 //! use ebus_testkit::{history::History, oracle::{Rules, judge}};
 //!
@@ -28,6 +32,7 @@
 //! assert!(verdict.kept(), "{verdict}");
 //! ```
 
+mod at_most_once;
 mod bounds;
 mod duplicates;
 mod facts;
@@ -50,6 +55,7 @@ pub fn judge(events: &[Event], rules: &Rules) -> Verdict {
     let mut verdict = Verdict::new(rules.findings);
     let facts = Facts::gather(events, rules, &mut verdict);
     loss::judge(&facts, rules, &mut verdict);
+    at_most_once::judge(&facts, rules, &mut verdict);
     order::judge(&facts, rules, &mut verdict);
     overlap::judge(&facts, rules, &mut verdict);
     bounds::judge(&facts, rules, &mut verdict);

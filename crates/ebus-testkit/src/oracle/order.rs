@@ -38,7 +38,8 @@ fn lower_unfinished(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
             facts.messages.range((topic, 0, 0)..=(topic, u32::MAX, u64::MAX))
         {
             let Some(key) = facts.event(at).key.as_deref() else { continue };
-            if rules.in_scope(group, topic, partition, offset) {
+            // What is lost at most once stays unfinished for ever: there the starts of a key never go back, under no ownership.
+            if rules.in_scope(group, topic, partition, offset) && !rules.at_most_once.contains(group) {
                 unfinished.entry((group, topic, partition, key)).or_default().insert(offset, at);
             }
         }

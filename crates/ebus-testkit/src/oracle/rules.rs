@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::history::Outcome;
+
 /// What a scenario asked for, where that changes what is allowed. Each rule names what it allows or demands more.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -10,6 +12,8 @@ pub struct Rules {
     pub(super) readers: BTreeSet<(String, String)>,
     pub(super) unfinished_ok: BTreeSet<String>,
     pub(super) drop_rejected: BTreeSet<String>,
+    pub(super) drop_on_failure: BTreeSet<String>,
+    pub(super) at_most_once: BTreeSet<String>,
     pub(super) parks: BTreeSet<String>,
     pub(super) begins: BTreeMap<(String, String, u32), u64>,
     pub(super) cancel_within: Duration,
@@ -35,6 +39,8 @@ impl Rules {
             readers: BTreeSet::new(),
             unfinished_ok: BTreeSet::new(),
             drop_rejected: BTreeSet::new(),
+            drop_on_failure: BTreeSet::new(),
+            at_most_once: BTreeSet::new(),
             parks: BTreeSet::new(),
             begins: BTreeMap::new(),
             cancel_within: Duration::from_secs(1),
@@ -73,6 +79,23 @@ impl Rules {
     #[must_use]
     pub fn drop_rejected(mut self, group: impl Into<String>) -> Self {
         self.drop_rejected.insert(group.into());
+        self
+    }
+
+    /// The user of `group` asked that what fails is dropped: a run that fails, panics or is rejected finishes its message, and it
+    /// does not run again.
+    #[must_use]
+    pub fn drop_on_failure(mut self, group: impl Into<String>) -> Self {
+        self.drop_on_failure.insert(group.into());
+        self
+    }
+
+    /// `group` is at most once: nothing of it starts twice, whatever the excuse, or before it was settled. What was settled and never
+    /// started is lost, and allowed where its ownership was lost or its last commit refused; otherwise it is counted in
+    /// [`Verdict::unstarted`](super::Verdict::unstarted), for the caller to hold against what members say about themselves.
+    #[must_use]
+    pub fn at_most_once(mut self, group: impl Into<String>) -> Self {
+        self.at_most_once.insert(group.into());
         self
     }
 
@@ -168,6 +191,18 @@ impl Rules {
 }
 
 impl Rules {
+    /// Whether a run of `group` that ended like this has finished its message, without being a success.
+    pub(super) fn is_dropped(&self, group: &str, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Reject if self.drop_rejected.contains(group) => true,
+            Outcome::Reject | Outcome::Retry | Outcome::Panic => {
+                self.drop_on_failure.contains(group) || self.at_most_once.contains(group)
+            }
+            Outcome::Cancelled => self.at_most_once.contains(group),
+            _ => false,
+        }
+    }
+
     /// How long after its end a fault has effects, in nanoseconds.
     pub(super) fn aftermath(&self) -> u64 {
         self.recovers_within.map_or(0, nanos)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Promise, Rules, Verdict, judge};
 use crate::history::{Event, Kind, Outcome, name};
 
+mod at_most_once;
 mod faults;
 mod letters;
 mod mutations;

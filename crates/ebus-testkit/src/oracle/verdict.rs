@@ -69,6 +69,12 @@ pub struct Verdict {
     pub oldest_held_up: Duration,
     /// Starts beside an open run of their key that are excused: a member did not know yet that it had lost its partition.
     pub excused_overlaps: u64,
+    /// Of groups that are at most once: messages that were settled and never started, because their owner crashed; no promise is
+    /// broken.
+    pub unstarted_at_crashes: u64,
+    /// Of groups that are at most once: messages that were settled and never started by an owner that gave its partition up in
+    /// order. As many as members counted as lost, not more.
+    pub unstarted: u64,
     /// G1: messages that were lost, once for each group.
     pub lost: u64,
     /// G2: starts out of order.

@@ -10,6 +10,7 @@ mod a_one;
 mod b_many;
 mod c_batch;
 mod c_failure;
+mod c_once;
 mod c_parked;
 mod d_cut_off;
 mod d_hand_over;
@@ -114,6 +115,18 @@ pub(super) fn all() -> Vec<Case> {
             c07_a_retry_that_waits_holds_no_slot
             c11_a_dead_letter_too_large_is_cut_and_marked
             c12_without_dead_letters_retried_for_ever
+        }
+        c_once Anywhere {
+            c10_at_most_once_is_committed_before_it_starts
+            c10_killed_between_commit_and_start_nothing_runs_twice
+            c10_at_most_once_leaves_without_a_loss
+            c10_drop_on_failure_loses_exactly_what_fails
+        }
+        c_once Several {
+            c10_at_most_once_is_handed_over_under_load
+        }
+        c_once Faults {
+            c10_while_commits_are_refused_nothing_starts
         }
         c_parked Parking {
             c13_what_follows_a_dead_letter_is_parked_and_redriven
