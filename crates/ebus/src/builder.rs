@@ -250,6 +250,65 @@ impl ConsumerBuilder {
         self.set(PoolConfig::with_drop_rejected)
     }
 
+    /// At least once, and what fails is dropped: a message whose run failed, panicked or was rejected is logged, counted in
+    /// [`Counters::dropped`](crate::Counters::dropped), and does not run again. Exactly the failing message is lost, which breaks G1,
+    /// as asked for; what a crash met runs again. Of a batch that fails without naming anybody, each message runs once more, alone.
+    ///
+    /// Goes with neither [`retry`](Self::retry), [`dead_letter`](Self::dead_letter), [`park_keys`](Self::park_keys) nor
+    /// [`at_most_once`](Self::at_most_once).
+    pub fn drop_on_failure(self) -> Self {
+        self.set(PoolConfig::with_drop_on_failure)
+    }
+
+    /// At most once, for what must rather not happen than happen twice: the position is committed **before** a run starts. No message
+    /// runs twice, whatever happens to this process, its partitions or the broker's answers; a handler that takes its process down
+    /// with it does not meet the same message again.
+    ///
+    /// # What is lost
+    /// Breaks G1, as asked for:
+    /// - what fails, panics or is rejected: logged, and counted in [`Counters::dropped`](crate::Counters::dropped);
+    /// - by a crash, the runs in progress, and what was committed and not started: of each partition at most twice
+    ///   [`max_in_flight`](Self::max_in_flight), runs in progress included;
+    /// - by a partition that is lost without notice, and at the deadline of a hand-over ([`revoke_within`](Self::revoke_within)) or a
+    ///   drain, the same, counted in [`Counters::cancelled`](crate::Counters::cancelled) and [`Counters::lost`](crate::Counters::lost).
+    ///
+    /// A hand-over and a drain that have the time lose nothing: what is committed is started and finished before the partition is
+    /// released, and what is held beyond that is the next owner's. Order per key and all bounds are as without it.
+    ///
+    /// # Speed
+    /// A message starts a commit's round trip later. What is to run goes together into one commit, and of a key with quick runs up to 64
+    /// messages; of a key whose runs are slow, one.
+    ///
+    /// # All members, or none
+    /// A member of the group without this option runs at least once. And the position is all that is known of what ran: where somebody sets
+    /// it back, or damages it, messages run again.
+    ///
+    /// Goes with neither [`batch`](Self::batch), [`retry`](Self::retry), [`dead_letter`](Self::dead_letter),
+    /// [`park_keys`](Self::park_keys) nor [`drop_on_failure`](Self::drop_on_failure).
+    ///
+    /// ```
+    /// use ebus::{Bus, Delivery, Handled, raw};
+    /// # use ebus::{Message, Publish};
+    ///
+    /// async fn text(delivery: Delivery) -> Handled {
+    ///     println!("a text message to {:?}: rather none than two", delivery.key());
+    ///     Ok(())
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), ebus::Error> {
+    /// # let bus = Bus::connect("memory://").await?;
+    /// let consumer = bus.consumer("texts").on("reminders", raw(text)).at_most_once().start().await?;
+    /// # bus.publish(Publish::to("reminders", Message::new("soon").with_key("user-1"))).await?;
+    /// # while consumer.counters().handled == 0 { tokio::time::sleep(std::time::Duration::from_millis(1)).await }
+    /// # consumer.drain(std::time::Duration::from_secs(5)).await.committed?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn at_most_once(self) -> Self {
+        self.set(PoolConfig::with_at_most_once)
+    }
+
     /// Handler runs in progress at most; 1,024 by default. A message that waits for its retry is not in progress.
     pub fn max_in_flight(self, runs: usize) -> Self {
         self.set(move |config| config.with_max_in_flight(runs))

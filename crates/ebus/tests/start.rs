@@ -41,6 +41,11 @@ async fn i06_what_is_wrong_is_named() {
         (plain().park_keys(10), "parked keys need a dead-letter topic"),
         (plain().dead_letter("orders.dlq").park_keys(0), "at least 1"),
         (plain().park_keys(10).drop_rejected(), "what is dropped has no order"),
+        (plain().at_most_once().drop_on_failure(), "at_most_once and drop_on_failure exclude"),
+        (plain().at_most_once().retry(RetryPolicy::exponential()), "at_most_once and a retry policy"),
+        (plain().at_most_once().dead_letter("orders.dlq"), "at_most_once and a dead-letter topic"),
+        (plain().at_most_once().batch("users", Batch::of(1), raw(ack_all)), "message by message"),
+        (plain().drop_on_failure().drop_rejected(), "drop_on_failure and drop_rejected"),
         (plain().batch("orders", Batch::of(1), raw(ack_all)), "two handlers"),
         (plain().batch("users", Batch::of(0), raw(ack_all)), "a batch of 0 messages"),
         (plain().batch("users", Batch::of(9), raw(ack_all)).budget(8, 8 << 20), "budget_messages is 8"),
@@ -60,8 +65,10 @@ async fn i06_what_is_wrong_is_named() {
 #[tokio::test]
 async fn all_that_is_wrong_is_named_at_once() {
     let bus = bus("memory://").await;
-    let error = refused(bus.consumer("billing").on("or ders", raw(ack)).max_in_flight(0).max_span(0)).await;
-    for says in ["or ders", "max_in_flight", "max_span"] {
+    let wrong = bus.consumer("billing").on("or ders", raw(ack)).max_in_flight(0).max_span(0);
+    let error = refused(wrong.at_most_once().park_keys(1).batch("users", Batch::of(0), raw(ack_all))).await;
+    for says in ["or ders", "max_in_flight", "max_span", "parked keys", "message by message", "a batch of 0"]
+    {
         assert!(error.to_string().contains(says), "{error}");
     }
     // A group that is refused is not joined: its name is still new.
