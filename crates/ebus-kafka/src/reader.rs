@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::clients::{self, Log};
 use crate::config::KafkaConfig;
-use crate::convert::{Slabs, slab_len};
+use crate::convert::Slabs;
 use crate::elsewhere::drop_elsewhere;
 use crate::error::{from_code, from_kafka};
 use crate::sys::queue::{Batch, PartitionQueue};
@@ -98,33 +98,29 @@ impl KafkaReader {
     fn take(&mut self) -> Result<(), Error> {
         let Some(queue) = &self.queue else { return Ok(()) };
         queue.take(BATCH, &mut self.batch);
-        let mut ahead = slab_len(self.batch.iter());
-        for fetched in self.batch.iter() {
-            let offset = fetched.offset();
-            match fetched.error() {
-                None if offset >= self.range.to.0 => {
+        for (offset, fetched) in self.slabs.messages(&self.batch) {
+            match fetched {
+                Ok(_) if offset >= self.range.to.0 => {
                     self.ended = true;
                     return Ok(());
                 }
-                None if offset >= self.at => {
-                    let message = self.slabs.message(fetched, ahead);
-                    ahead = ahead.saturating_sub(message.byte_len());
+                Ok(message) if offset >= self.at => {
                     self.at = offset + 1;
                     self.held.push_back((offset, message));
                 }
-                None => {}
-                Some(RDKafkaErrorCode::PartitionEOF) => {
+                Ok(_) => {}
+                Err(RDKafkaErrorCode::PartitionEOF) => {
                     self.ended = true;
                     return Ok(());
                 }
-                Some(code @ (RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)) => {
+                Err(code @ (RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)) => {
                     return Err(Error::new(
                         ErrorKind::NotFound,
                         "the range was removed while it was read; read again",
                     )
                     .with_source(from_code("read", code)));
                 }
-                Some(code) => {
+                Err(code) => {
                     let error = from_code("read", code);
                     if matches!(error.kind(), ErrorKind::Denied | ErrorKind::NotFound) {
                         return Err(error);

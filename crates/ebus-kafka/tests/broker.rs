@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use ebus_core::{
-    Backend, ErrorKind, Group, LogMark, NextOffset, Owned, Position, Source, SourceEvent, SourceOptions,
-    Topic, TopicSpec,
+    Backend, ErrorKind, Group, LogMark, Message, NextOffset, Owned, Position, Publish, ReadRange, Source,
+    SourceEvent, SourceOptions, Topic, TopicSpec,
 };
 use ebus_kafka::{Compression, KafkaBackend, KafkaConfig};
 use ebus_testkit::brokers::{Need, shared_trial};
@@ -240,6 +240,46 @@ mod support {
     }
 }
 
+/// Headers, keys and payloads of every shape beside each other, compressed or not: none takes another's for its own.
+async fn messages_of_all_shapes_beside_each_other(url: String) -> Tested {
+    for compression in [Compression::None, Compression::Lz4, Compression::Gzip] {
+        let backend =
+            KafkaBackend::connect(KafkaConfig::from_url(&url)?.with_compression(compression)).await?;
+        let topic = fresh("shapes")?;
+        backend.create_topic(&TopicSpec::new(topic.clone(), 1)).await?;
+        let messages: Vec<Message> = (0..600_usize)
+            .map(|i| {
+                // None, a byte, and more than has room in a slab beside others.
+                let mut message = Message::new(vec![b'x'; [0, 1, 300, 9_000][i % 4]]);
+                if i % 3 > 0 {
+                    message = message.with_key("k".repeat(i % 3));
+                }
+                (0..i % 5).fold(message, |message, n| message.with_header(format!("h{n}"), vec![0; n]))
+            })
+            .collect();
+        let mut publisher = backend.publisher();
+        let mut sent = Vec::new();
+        for message in &messages {
+            sent.push(publisher.enqueue(Publish::new(topic.clone(), message.clone())).await?);
+        }
+        for one in sent {
+            one.await?;
+        }
+        let mut reader = backend.read(ReadRange::new(topic.clone(), 0, 0, NextOffset(600))).await?;
+        let mut read = Vec::new();
+        while reader.next(100, &mut read).await? > 0 {}
+        assert_eq!(read.len(), messages.len());
+        for ((_, read), message) in read.iter().zip(&messages) {
+            assert_eq!(
+                (&read.key, &read.payload, &read.headers),
+                (&message.key, &message.payload, &message.headers)
+            );
+        }
+        backend.close(Duration::from_secs(10)).await?;
+    }
+    Ok(())
+}
+
 fn main() {
     let args = libtest_mimic::Arguments::from_args();
     let trials = vec![
@@ -247,6 +287,7 @@ fn main() {
             "d_closing_while_a_revocation_is_held_lets_go_of_it",
             closing_while_a_revocation_is_held_lets_go_of_it,
         ),
+        shared("a01_messages_of_all_shapes_beside_each_other", messages_of_all_shapes_beside_each_other),
         shared("a02_what_a_topic_does_not_take_is_not_sent", what_a_topic_does_not_take_is_not_sent),
         shared("e06_a_position_of_another_log_is_begun_anew", a_position_of_another_log_is_begun_anew),
     ];

@@ -12,7 +12,6 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::{AGAIN, CHUNK, Found, KafkaSource, MARKS, Part, Phase, TELL};
-use crate::convert::slab_len;
 use crate::error::{from_code, from_kafka};
 use crate::member::{Place, names};
 use crate::sys::queue::PartitionQueue;
@@ -100,25 +99,21 @@ impl KafkaSource {
         // A queue that was not emptied wakes nobody.
         let asked = most - handed;
         let more = queue.take(asked, &mut self.batch) == asked;
-        let mut ahead = slab_len(self.batch.iter());
         let mut out_of_range = false;
-        for fetched in self.batch.iter() {
-            let offset = fetched.offset();
-            match fetched.error() {
-                None => {
-                    let message = self.slabs.message(fetched, ahead);
-                    ahead = ahead.saturating_sub(message.byte_len());
+        for (offset, fetched) in self.slabs.messages(&self.batch) {
+            match fetched {
+                Ok(message) => {
                     if part.held.is_empty() && self.ownership.has_room(part.owned, offset) {
                         handed += hand_on(&mut self.ownership, part.owned, offset, message, out);
                     } else {
                         part.held.push_back((offset, message));
                     }
                 }
-                Some(RDKafkaErrorCode::PartitionEOF) => {}
-                Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                Err(RDKafkaErrorCode::PartitionEOF) => {}
+                Err(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                     out_of_range = true
                 }
-                Some(code) => {
+                Err(code) => {
                     let error = from_code("consume", code).with_context("partition", &part.id);
                     if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
                         tracing::debug!(%error, "fetching goes on");

@@ -93,10 +93,21 @@ impl<C: ConsumerContext> Drop for PartitionQueue<C> {
     }
 }
 
+/// The last version of librdkafka that was looked at for where a message's memory lies: 2.12.1.
+const LAYOUT_KNOWN_UP_TO: i32 = 0x020c_01ff;
+
 /// Messages taken from a queue, destroyed when they are cleared or dropped.
-#[derive(Default)]
 pub(crate) struct Batch {
     messages: Vec<NonNull<rd::rd_kafka_message_t>>,
+    layout_is_known: bool,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        // SAFETY: it takes nothing and gives a number.
+        let version = unsafe { rd::rd_kafka_version() };
+        Self { messages: Vec::new(), layout_is_known: version <= LAYOUT_KNOWN_UP_TO }
+    }
 }
 
 // SAFETY: librdkafka's messages may be read and destroyed on any thread.
@@ -111,7 +122,12 @@ impl Batch {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Fetched<'_>> {
-        self.messages.iter().map(|message| Fetched { message: *message, _batch: PhantomData })
+        let layout_is_known = self.layout_is_known;
+        self.messages.iter().map(move |message| Fetched {
+            message: *message,
+            layout_is_known,
+            _batch: PhantomData,
+        })
     }
 }
 
@@ -125,6 +141,7 @@ impl Drop for Batch {
 #[derive(Clone, Copy)]
 pub(crate) struct Fetched<'a> {
     message: NonNull<rd::rd_kafka_message_t>,
+    layout_is_known: bool,
     _batch: PhantomData<&'a Batch>,
 }
 
@@ -170,8 +187,27 @@ impl<'a> Fetched<'a> {
             .then_some(millis)
     }
 
+    /// Whether it has no headers for sure. librdkafka takes three allocations to find that out: a tenth of what reading costs.
+    ///
+    /// In a record of format 2, the only one that comes with a leader epoch, the number of headers stands behind the value.
+    fn is_bare(self) -> bool {
+        let raw = self.raw();
+        if !self.layout_is_known || raw.payload.is_null() || raw.len == 0 {
+            return false;
+        }
+        // SAFETY: the message is live. Up to the version that is asked for, librdkafka leaves a value that is not empty where it
+        // is in the record (rd_kafka_msgset_reader_msg_v2), which is in one piece, with at least one byte behind the value.
+        unsafe {
+            rd::rd_kafka_message_leader_epoch(self.message.as_ptr()) >= 0
+                && *raw.payload.cast::<u8>().add(raw.len) == 0
+        }
+    }
+
     /// Names and values of its headers in order; a name that is not UTF-8 is shown with replacement characters.
     pub(crate) fn headers(self) -> Vec<(String, &'a [u8])> {
+        if self.is_bare() {
+            return Vec::new();
+        }
         let mut headers = std::ptr::null_mut();
         // SAFETY: the message is live; names are C strings and values have the lengths given, all for as long as the message
         // lives.
@@ -197,5 +233,15 @@ impl<'a> Fetched<'a> {
             }
             out
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Batch;
+
+    #[test]
+    fn the_layout_of_the_librdkafka_in_use_is_known() {
+        assert!(Batch::default().layout_is_known, "look at rd_kafka_msgset_reader_msg_v2 of this version");
     }
 }
