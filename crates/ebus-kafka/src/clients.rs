@@ -64,6 +64,10 @@ pub(crate) fn producer(config: &KafkaConfig) -> ClientConfig {
     let mut client = base(config, &[Route::Producer]);
     client.set("acks", "all");
     client.set("enable.idempotence", "true");
+    // With more than one, a batch that is refused for a moment (NOT_ENOUGH_REPLICAS) makes the broker refuse the next one of its partition
+    // for its place, and that makes librdkafka number all partitions anew under another epoch: what was stored by a broker that
+    // is gone before it could answer is then stored twice, behind later versions of its keys (G7).
+    client.set("max.in.flight", config.batches_in_flight.to_string());
     client.set("partitioner", "murmur2_random");
     client.set("compression.codec", config.compression.as_str());
     client.set("linger.ms", config.linger.as_millis().to_string());

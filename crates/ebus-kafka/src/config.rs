@@ -76,6 +76,7 @@ impl Compression {
 /// | `max_message_bytes` | the same | 1,114,112 (1 MiB and 64 KiB) |
 /// | `linger` | `linger_ms` | 5 ms |
 /// | `batch_bytes` | the same | 1,000,000 |
+/// | `batches_in_flight` | the same | 1 per broker |
 /// | `compression` | the same | lz4 |
 /// | `in_flight_messages` | the same | 16,384 |
 /// | `in_flight_bytes` | the same | 64 MiB |
@@ -119,6 +120,12 @@ pub struct KafkaConfig {
     pub linger: Duration,
     /// The most bytes of a batch.
     pub batch_bytes: usize,
+    /// Batches that are sent to one broker and not yet answered, 1 to 5.
+    ///
+    /// **More than 1 breaks the order of publishing** (G7) when brokers fail: a batch that a broker has stored and could not answer any
+    /// more may be stored once more, behind later versions of its keys. With 1, the partitions that one broker leads take turns,
+    /// each for a round trip; batches grow meanwhile.
+    pub batches_in_flight: usize,
     /// How batches are compressed.
     pub compression: Compression,
     /// Messages that are reserved or not yet acknowledged; `poll_ready` waits above it.
@@ -151,7 +158,7 @@ pub struct KafkaConfig {
 
 /// What a URL may say, as the error about an unknown key lists it.
 pub(crate) const URL_KEYS: &str = "client_id, request_timeout_ms, topics, partitions, replicas, max_message_bytes, \
-    linger_ms, batch_bytes, compression, in_flight_messages, in_flight_bytes, delivery_timeout_ms, group_protocol, \
+    linger_ms, batch_bytes, batches_in_flight, compression, in_flight_messages, in_flight_bytes, delivery_timeout_ms, group_protocol, \
     instance_id, parked_topic, session_timeout_ms, max_poll_interval_ms, prefetch_messages, prefetch_bytes, or a librdkafka property, \
     which has a dot";
 
@@ -166,6 +173,7 @@ impl KafkaConfig {
             max_message_bytes: (1 << 20) + (64 << 10),
             linger: Duration::from_millis(5),
             batch_bytes: 1_000_000,
+            batches_in_flight: 1,
             compression: Compression::Lz4,
             in_flight_messages: 16_384,
             in_flight_bytes: 64 << 20,
@@ -220,6 +228,14 @@ impl KafkaConfig {
     #[must_use]
     pub fn with_batch_bytes(mut self, bytes: usize) -> Self {
         self.batch_bytes = bytes;
+        self
+    }
+
+    /// Batches that are sent to one broker and not yet answered. More than 1 breaks the order of publishing; see
+    /// [`batches_in_flight`](Self::batches_in_flight).
+    #[must_use]
+    pub fn with_batches_in_flight(mut self, batches: usize) -> Self {
+        self.batches_in_flight = batches;
         self
     }
 
@@ -345,6 +361,7 @@ impl fmt::Debug for KafkaConfig {
             .field("max_message_bytes", &self.max_message_bytes)
             .field("linger", &self.linger)
             .field("batch_bytes", &self.batch_bytes)
+            .field("batches_in_flight", &self.batches_in_flight)
             .field("compression", &self.compression)
             .field("in_flight_messages", &self.in_flight_messages)
             .field("in_flight_bytes", &self.in_flight_bytes)

@@ -42,6 +42,8 @@ fn check_typed(config: &KafkaConfig, problems: &mut Vec<String>) {
     };
     size("max_message_bytes", config.max_message_bytes, 1_000, 900_000_000);
     size("batch_bytes", config.batch_bytes, 1_000, 900_000_000);
+    // An idempotent producer may have five.
+    size("batches_in_flight", config.batches_in_flight, 1, 5);
     size("in_flight_messages", config.in_flight_messages, 1, 1_000_000_000);
     size("in_flight_bytes", config.in_flight_bytes, 1, 1 << 40);
     size("prefetch_messages", config.prefetch_messages, 1, 10_000_000);

@@ -46,6 +46,7 @@ pub(crate) fn parse(url: &str) -> Result<KafkaConfig, Error> {
         match &*key {
             "max_message_bytes" => size(&mut config.max_message_bytes),
             "batch_bytes" => size(&mut config.batch_bytes),
+            "batches_in_flight" => size(&mut config.batches_in_flight),
             "in_flight_messages" => size(&mut config.in_flight_messages),
             "in_flight_bytes" => size(&mut config.in_flight_bytes),
             "prefetch_messages" => size(&mut config.prefetch_messages),
@@ -134,6 +135,7 @@ mod tests {
             "max_message_bytes=5000",
             "linger_ms=7",
             "batch_bytes=5000",
+            "batches_in_flight=5",
             "compression=snappy",
             "in_flight_messages=7",
             "in_flight_bytes=7777",
@@ -166,6 +168,7 @@ mod tests {
             ("kafka://a?partitions=3", "topics=create"),
             ("kafka://a?topics=create&partitions=0", "at least 1"),
             ("kafka://a?topics=create&partitions=99999999999", "at least 1"),
+            ("kafka://a?batches_in_flight=6", "from 1 to 5"),
             ("kafka://a?acks=1", "acks"),
             ("kafka://a?no.such=1", "no.such"),
         ] {

@@ -258,6 +258,27 @@ async fn p1_a_receipt_invents_no_offset_for_what_the_broker_has_already(mock: Mo
     Ok(())
 }
 
+/// With two batches of a partition on their way, the first refused and the second not, the second overtakes here; a real broker
+/// refuses it for its place, and librdkafka answers that by sending what other brokers have not answered once more, under a number
+/// by which nobody knows it again.
+async fn p7_no_batch_is_sent_beside_an_earlier_one_of_its_partition(mock: Mock) -> Tested {
+    let backend = Mocked::connect(&mock, |config| {
+        config.with_linger(Duration::ZERO).property("batch.num.messages", "1")
+    })
+    .await?;
+    let topic = fresh("turns")?;
+    mock.create_topic(topic.as_str(), 1)?;
+    publish(&*backend, &topic, 1).await?;
+    mock.with(|cluster| {
+        cluster.request_errors(Api::Produce, &[RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS]);
+        cluster.broker_round_trip_time(1, Duration::from_millis(200))
+    })?;
+    let stored = publish(&*backend, &topic, 4).await?;
+    assert_eq!(stored, [(0, 1), (0, 2), (0, 3), (0, 4)]);
+    backend.close(Duration::from_secs(5)).await?;
+    Ok(())
+}
+
 fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
     let mut trials = vec![
@@ -268,6 +289,10 @@ fn main() {
         trial(
             "p9_a_member_that_is_fenced_goes_on_under_another_name",
             p9_a_member_that_is_fenced_goes_on_under_another_name,
+        ),
+        trial(
+            "p7_no_batch_is_sent_beside_an_earlier_one_of_its_partition",
+            p7_no_batch_is_sent_beside_an_earlier_one_of_its_partition,
         ),
         trial("refused_commits_are_paced", refused_commits_are_paced),
         trial(
