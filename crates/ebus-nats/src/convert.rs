@@ -2,14 +2,16 @@
 //!
 //! | NATS header | carries |
 //! |---|---|
-//! | `Ebus` | the timestamp in milliseconds, then the key: after a space as it is, where it is plain text; after `=` any other, base64url; neither without a key. It marks a message as ours |
+//! | `Nats-Msg-Id` | for the server, the caller's id or one of ours; never part of the message's own headers. One of ours is `Ebus <time and key> <what is unique>`, and marks a message as ours |
+//! | `Ebus` | time and key, where the id is the caller's, or the key too long to be part of one |
 //! | `Ebus-Order` | the exact list of headers, only where native headers alone would not bring it back |
 //! | all others | the headers, natively |
-//! | `Nats-Msg-Id` | for the server, the caller's or one of ours; never part of the message's own headers |
 //!
-//! One header for both, because each is an entry of a map on both sides, and is stored: three of them made publishing a fifth
-//! slower. See [`headers`](crate::headers) for `Ebus-Order`. A message without a legal `Ebus` was published by somebody
-//! else: its time is the server's, its headers are all but ours, sorted by name, and its key is `Ebus-Key` or none.
+//! Time and key are the timestamp in milliseconds, then the key: after a space as it is, where it is plain text; after `=` any other,
+//! base64url; neither without a key. One header for id, time and key, because each is an entry of a map on both sides, and is stored:
+//! three of them made publishing a fifth slower. See [`headers`](crate::headers) for `Ebus-Order`. A message without legal time
+//! and key was published by somebody else: its time is the server's, its headers are all but ours, sorted by name, and its key is
+//! `Ebus-Key` or none.
 
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::{HeaderMap, HeaderName};
@@ -31,22 +33,42 @@ const KEY: &str = "Ebus-Key";
 /// time, and the names.
 pub(crate) const OVERHEAD: usize = 512;
 
-/// What an id of ours takes in the headers, at most.
-pub(crate) const OWN_ID: usize = "Nats-Msg-Id".len() + SEPARATORS + 11 + 20;
+/// What an id of ours with time and key begins with.
+const MARK: &str = "Ebus ";
+/// What makes an id of ours unique, at most: a space, what is the publisher's, a number.
+const UNIQUE: usize = 1 + 11 + 20;
+/// The longest key, in bytes, that is part of an id: the server keeps ids in memory for the stream's duplicate window.
+const MOST_OF_KEY: usize = 64;
 
 /// What a header takes besides its name and its value.
 const SEPARATORS: usize = ": \r\n".len();
 
-/// The headers of a message, and how many bytes they are on the wire.
-pub(crate) fn encode(message: &Message, id: Option<&str>) -> (HeaderMap, usize) {
+/// The headers of a message.
+pub(crate) struct Encoded {
+    /// Without an id of ours.
+    pub(crate) headers: HeaderMap,
+    /// What an id of ours begins with; see [`complete_id`].
+    pub(crate) own: String,
+    /// How many bytes they are on the wire, at most: exactly, with an id of the caller's.
+    pub(crate) len: usize,
+}
+
+/// The headers of a message with this id of the caller's, or to be sent with one of ours.
+pub(crate) fn encode(message: &Message, id: Option<&str>) -> Encoded {
     let mut map = HeaderMap::new();
-    let mut len = "NATS/1.0\r\n\r\n".len();
-    let own = encode_own(message);
-    len += EBUS.len() + SEPARATORS + own.len();
-    map.insert(EBUS_NAME, own);
-    if let Some(id) = id {
-        len += "Nats-Msg-Id".len() + SEPARATORS + id.len();
-        map.insert(NATS_MESSAGE_ID, id);
+    let mut len = "NATS/1.0\r\n\r\n".len() + "Nats-Msg-Id".len() + SEPARATORS;
+    let own = if id.is_none() { begin_id(message) } else { String::new() };
+    if own.is_empty() {
+        let value = encode_own("", message, 0);
+        len += EBUS.len() + SEPARATORS + value.len();
+        map.insert(EBUS_NAME, value);
+    }
+    match id {
+        Some(id) => {
+            len += id.len();
+            map.insert(NATS_MESSAGE_ID, id);
+        }
+        None => len += own.len() + UNIQUE,
     }
     if !message.headers.is_empty() {
         // `name` and `value` are plain: anything else would make async-nats panic.
@@ -55,13 +77,37 @@ pub(crate) fn encode(message: &Message, id: Option<&str>) -> (HeaderMap, usize) 
             map.append(name, value);
         });
     }
-    (map, len)
+    Encoded { headers: map, own, len }
 }
 
-/// Time and key as the value of their header.
-fn encode_own(message: &Message) -> String {
+/// What an id of ours for this message begins with, with room for the rest; empty if its key is too long for that.
+fn begin_id(message: &Message) -> String {
+    match &message.key {
+        Some(key) if key.as_bytes().len() > MOST_OF_KEY => String::new(),
+        _ => encode_own(MARK, message, UNIQUE),
+    }
+}
+
+/// The id of the message sent under this number: unique among all publishers, because the prefix is.
+pub(crate) fn complete_id(mut own: String, prefix: &str, number: u64) -> String {
+    if !own.is_empty() {
+        own.push(' ');
+    }
+    own.push_str(prefix);
+    digits::push(&mut own, number);
+    own
+}
+
+/// The id that this message was sent with under this number.
+pub(crate) fn own_id(message: &Message, prefix: &str, number: u64) -> String {
+    complete_id(begin_id(message), prefix, number)
+}
+
+/// Time and key, after `head`, with room for `more` bytes.
+fn encode_own(head: &str, message: &Message, more: usize) -> String {
     let key = message.key.as_ref().map_or(&[][..], Key::as_bytes);
-    let mut own = String::with_capacity(MILLIS + 1 + key.len());
+    let mut own = String::with_capacity(head.len() + MILLIS + 1 + key.len() + more);
+    own.push_str(head);
     let millis = message.timestamp.as_millis();
     if millis < 0 {
         own.push('-');
@@ -97,6 +143,11 @@ fn decode_own(own: &str) -> Option<(Timestamp, Option<Key>)> {
     Some((time, key))
 }
 
+/// Time and key in an id of ours.
+fn in_id(id: &str) -> Option<&str> {
+    id.strip_prefix(MARK)?.rsplit_once(' ').map(|(own, _)| own)
+}
+
 /// Whether an id can stand in a header: what else would be sent is another message.
 pub(crate) fn is_legal_id(id: &str) -> bool {
     !id.is_empty() && is_plain(id)
@@ -107,7 +158,11 @@ pub(crate) fn decode(map: Option<&HeaderMap>, payload: Bytes, stored: impl FnOnc
     let Some(map) = map.filter(|map| !map.is_empty()) else {
         return Message::made_at(stored(), payload);
     };
-    let Some((time, key)) = map.get(EBUS_NAME).and_then(|own| decode_own(own.as_str())) else {
+    let id = map.get(NATS_MESSAGE_ID).and_then(|id| in_id(id.as_str()));
+    // Beside it the id is the caller's, whatever stands in it.
+    let beside = if id.is_none() || map.len() > 1 { map.get(EBUS_NAME) } else { None };
+    let own = beside.map(|own| own.as_str()).or(id);
+    let Some((time, key)) = own.and_then(decode_own) else {
         return decode_foreign(map, payload, stored());
     };
     let message = Message::made_at(time, payload).with_optional_key(key);

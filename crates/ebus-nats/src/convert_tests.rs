@@ -25,11 +25,27 @@ fn over_the_wire(map: &HeaderMap) -> (HeaderMap, usize) {
     (read, text.len())
 }
 
+fn back(message: &Message, map: &HeaderMap) -> Message {
+    decode(Some(map), message.payload.clone(), || unreachable!("it carries its time"))
+}
+
+/// With an id of the caller's, and with the longest one of ours.
 fn there_and_back(message: &Message) -> (Message, HeaderMap) {
-    let (map, len) = encode(message, Some("id-1"));
-    let (read, wire_len) = over_the_wire(&map);
-    assert_eq!(len, wire_len, "the wire length decides what is too large");
-    (decode(Some(&read), message.payload.clone(), || unreachable!("it carries its time")), read)
+    let Encoded { headers, own, len } = encode(message, Some("id-1"));
+    let (read, wire_len) = over_the_wire(&headers);
+    assert_eq!((len, own.as_str()), (wire_len, ""), "the wire length decides what is too large");
+    let (ours, own_len) = over_the_wire(&by_own_id(message));
+    let no_space = usize::from(ours.get(EBUS_NAME).is_some());
+    assert_eq!(encode(message, None).len, own_len + no_space);
+    let back = back(message, &read);
+    assert_eq!(self::back(message, &ours), back);
+    (back, read)
+}
+
+fn by_own_id(message: &Message) -> HeaderMap {
+    let Encoded { mut headers, own, .. } = encode(message, None);
+    headers.insert(NATS_MESSAGE_ID, complete_id(own, "AbCd_-90123", u64::MAX));
+    headers
 }
 
 fn natives(map: &HeaderMap) -> Vec<&str> {
@@ -46,6 +62,33 @@ fn a01_plain_messages_are_plain_on_the_wire() {
     assert_eq!(natives(&map), ["Ebus", "Nats-Msg-Id", "X-Trace"]);
     let own = map.get("Ebus").map(|own| own.as_str().to_owned());
     assert_eq!(own, Some(format!("{} order-42", message.timestamp.as_millis())));
+}
+
+#[test]
+fn a01_time_and_key_stand_in_an_id_of_ours() {
+    let message = Message::new("x").with_key("order 42").with_timestamp(Timestamp::from_millis(1_700));
+    let map = by_own_id(&message);
+    assert_eq!(natives(&map), ["Nats-Msg-Id"]);
+    let id = format!("Ebus 1700 order 42 AbCd_-90123{}", u64::MAX);
+    assert_eq!(map.get("Nats-Msg-Id").map(|id| id.as_str()), Some(&*id));
+    assert_eq!(own_id(&message, "AbCd_-90123", u64::MAX), id, "what is spent is what was sent");
+}
+
+#[test]
+fn p5_a_long_key_is_no_part_of_an_id() {
+    let key = |len| Message::new("x").with_key("k".repeat(len));
+    assert_eq!(natives(&by_own_id(&key(MOST_OF_KEY))), ["Nats-Msg-Id"]);
+    let long = key(MOST_OF_KEY + 1);
+    assert_eq!(natives(&by_own_id(&long)), ["Ebus", "Nats-Msg-Id"]);
+    assert_eq!(own_id(&long, "AbCd", 7), "AbCd7");
+    assert_eq!(there_and_back(&long).0, long);
+}
+
+#[test]
+fn a01_an_id_of_the_callers_says_nothing_of_time_and_key() {
+    let message = Message::new("x").with_key("k");
+    let Encoded { headers, .. } = encode(&message, Some("Ebus 7 other 1"));
+    assert_eq!(back(&message, &headers), message);
 }
 
 #[test]
@@ -114,13 +157,23 @@ fn what_only_looks_like_ours_is_of_other_make() {
         map.append("a", "1");
         let message = decode(Some(&map), Bytes::from("x"), || stored);
         assert_eq!((message.key, message.timestamp, message.headers.len()), (None, stored, 1), "{forged:?}");
+        let mut map = HeaderMap::new();
+        map.append("Nats-Msg-Id", format!("Ebus {forged} 1"));
+        let message = decode(Some(&map), Bytes::from("x"), || stored);
+        assert_eq!((message.key, message.timestamp, message.headers.len()), (None, stored, 1), "{forged:?}");
+    }
+    for id in ["Ebus", "Ebus ", "Ebus 12", "ebus 12 1", "12 1"] {
+        let mut map = HeaderMap::new();
+        map.append("Nats-Msg-Id", id);
+        let message = decode(Some(&map), Bytes::from("x"), || stored);
+        assert_eq!((message.timestamp, message.headers.len()), (stored, 1), "{id:?}");
     }
 }
 
 #[test]
 fn an_order_that_does_not_fit_drops_nothing() {
     let message = Message::new("x").with_header("b", "1").with_header("a", "2");
-    let (mut map, _) = encode(&message, None);
+    let mut map = by_own_id(&message);
     map.append("added", "3");
     map.insert(ORDER, "7.1.x.b!");
     let back = decode(Some(&map), Bytes::new(), || Timestamp::from_millis(0));

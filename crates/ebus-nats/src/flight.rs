@@ -9,8 +9,6 @@ use ebus_core::{Error, LogMark, Message, Receipt, Topic};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::digits;
-
 /// A topic that is published to, and its number among those of the connection.
 #[derive(Debug)]
 pub(crate) struct Route {
@@ -27,8 +25,9 @@ pub(crate) struct Flight {
     pub(crate) route: Arc<Route>,
     /// Kept until it is acknowledged: it may have to be sent again.
     pub(crate) message: Message,
-    /// Taken when it is sent.
+    /// Taken when it is sent, with what stands in front of an id of ours.
     pub(crate) headers: HeaderMap,
+    pub(crate) own: String,
     /// The caller's own id, in the headers already: such a message goes by itself, because it may have an older offset. All
     /// others get one of ours when they are sent.
     pub(crate) id: Option<Box<str>>,
@@ -43,14 +42,6 @@ pub(crate) struct Flight {
     pub(crate) deadline: Instant,
     /// Who waits; nobody when the time-out was told.
     pub(crate) reply: Option<oneshot::Sender<Result<Receipt, Error>>>,
-}
-
-/// The id of the message sent under this number: unique among all publishers, because the prefix is.
-pub(crate) fn own_id(prefix: &str, number: u64) -> String {
-    let mut id = String::with_capacity(prefix.len() + digits::count(number));
-    id.push_str(prefix);
-    digits::push(&mut id, number);
-    id
 }
 
 /// A message that is not sent yet.
@@ -95,10 +86,14 @@ impl Window {
         usize::try_from(number.checked_sub(self.base)?).ok()
     }
 
+    /// The message of this number, if it is not done.
+    pub(crate) fn find(&self, number: u64) -> Option<&Flight> {
+        self.flights.get(self.index(number)?)?.as_ref().map(|(_, flight)| &**flight)
+    }
+
     /// The message of this number, if it is not done and had no time-out.
     pub(crate) fn get(&self, number: u64) -> Option<&Flight> {
-        let index = self.index(number).filter(|_| number >= self.expired)?;
-        self.flights.get(index)?.as_ref().map(|(_, flight)| &**flight)
+        self.find(number).filter(|_| number >= self.expired)
     }
 
     /// The message of this number, once.
@@ -171,6 +166,7 @@ pub(crate) mod tests {
             route: Arc::new(route),
             message: Message::new("x"),
             headers: HeaderMap::new(),
+            own: String::new(),
             id: None,
             hash: None,
             partition: 0,

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::connection::Connection;
-use crate::convert::{self, OVERHEAD};
+use crate::convert::{self, Encoded, OVERHEAD};
 use crate::flight::{Flight, Route};
 use crate::gate::Gate;
 use crate::pump::{Command, Pump};
@@ -149,8 +149,7 @@ impl NatsProducer {
             )
             .with_context("id", format_args!("{id:?}")));
         }
-        let (headers, header_bytes) = convert::encode(&message, id);
-        let header_bytes = header_bytes + if id.is_some() { 0 } else { convert::OWN_ID };
+        let Encoded { headers, own, len: header_bytes } = convert::encode(&message, id);
         let bytes = message.byte_len();
         let wire_bytes = header_bytes + message.payload.len();
         let max_payload = self.shared.client.max_payload();
@@ -179,6 +178,7 @@ impl NatsProducer {
             hash: message.key.as_ref().map(|key| hash::murmur2(key.as_bytes())),
             message,
             headers,
+            own,
             id: id.map(Box::from),
             partition: 0,
             mark: LogMark::default(),

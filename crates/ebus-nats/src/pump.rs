@@ -12,6 +12,7 @@ mod answers;
 mod batches;
 mod deadlines;
 mod lookups;
+mod room;
 mod uncertain;
 
 use std::collections::VecDeque;
@@ -32,13 +33,13 @@ use tokio::time::{Instant, Sleep};
 
 use crate::batch::Batch;
 use crate::connection::Connection;
-use crate::error;
-use crate::flight::{Flight, Queued, Window, own_id};
+use crate::flight::{Flight, Queued, Window};
 use crate::gate::Gate;
 use crate::keys::LastOfKey;
 use crate::place;
 use crate::route::RouteState;
 use crate::stream::TopicStream;
+use crate::{convert, error};
 pub(crate) use uncertain::Uncertainty;
 
 /// How much is done before other tasks get their turn.
@@ -49,9 +50,6 @@ const ROUNDS: usize = 8;
 /// Of what may be in flight, so many times as much may have had its time-out and be on its way yet.
 const KEPT: usize = 4;
 
-/// So much is handed to the client at most before it has written it: less than what it keeps in one piece (64 KiB in async-nats
-/// 0.51), which it drops when the connection ends. What is in its queue then would go out on the next connection.
-const UNWRITTEN: usize = 48 << 10;
 /// What a message takes on the wire besides what is counted of it.
 const FRAME: usize = 256;
 
@@ -103,9 +101,11 @@ pub(crate) struct Pump {
     timer: Pin<Box<Sleep>>,
     timer_armed: bool,
     link: BoxFuture<'static, Connection>,
-    /// Handed to the client since it was known to have written all.
+    /// Handed to the client since it was asked to write all.
     unwritten: usize,
+    /// It was asked, and has not answered: the bytes of which it was.
     flushing: Option<BoxFuture<'static, ()>>,
+    asked: usize,
     /// The client's task has ended: nothing goes out any more.
     has_ended: bool,
     closing: Option<Closing>,
@@ -152,6 +152,7 @@ impl Pump {
             timer_armed: false,
             unwritten: 0,
             flushing: None,
+            asked: 0,
             has_ended: false,
             closing: None,
             freed: (0, 0),
@@ -244,35 +245,6 @@ impl Pump {
         true
     }
 
-    /// Whether the client takes one more, on the connection that is up.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.unwritten >= UNWRITTEN {
-            let client = &self.connection.client;
-            let flushing = self.flushing.get_or_insert_with(|| {
-                let client = client.clone();
-                Box::pin(async move { client.flush().await.unwrap_or_default() })
-            });
-            if flushing.as_mut().poll(cx).is_pending() {
-                return false;
-            }
-            self.wrote_all();
-        }
-        let room = Pin::new(&mut self.sink).poll_ready(cx);
-        self.has_ended |= matches!(room, Poll::Ready(Err(_)));
-        let is_same = self.connection.is_up() && self.connection.generation() == self.generation;
-        if !is_same || self.has_ended {
-            // Everything begins again with what is uncertain now.
-            cx.waker().wake_by_ref();
-            return false;
-        }
-        room.is_ready()
-    }
-
-    fn wrote_all(&mut self) {
-        self.flushing = None;
-        self.unwritten = 0;
-    }
-
     /// Nothing goes out any more. True when somebody was told.
     fn fail_ended(&mut self) -> bool {
         const ENDED: &str = "the connection's task has ended and does not come back; open a new backend";
@@ -293,7 +265,8 @@ impl Pump {
         self.unwritten += flight.bytes + FRAME;
         let mut headers = std::mem::take(&mut flight.headers);
         if flight.id.is_none() {
-            headers.insert(NATS_MESSAGE_ID, own_id(&self.id_prefix, number));
+            let own = std::mem::take(&mut flight.own);
+            headers.insert(NATS_MESSAGE_ID, convert::complete_id(own, &self.id_prefix, number));
         }
         let message = OutboundMessage {
             subject: known.subjects[flight.partition as usize].clone(),

@@ -18,8 +18,9 @@ use futures_util::{Sink, StreamExt};
 use super::{OPERATION, Pump};
 use crate::ack::Ack;
 use crate::batch::{Batch, Outcome, Said, read_reply};
+use crate::convert;
 use crate::digits;
-use crate::flight::{Flight, own_id};
+use crate::flight::Flight;
 use crate::place::{self, Wanted};
 use crate::route::RouteState;
 
@@ -281,9 +282,15 @@ impl Pump {
             name: format!("{}{}", self.id_prefix, batch.id),
             after: batch.anchored.unwrap_or(batch.floor),
             last,
-            ids: numbers.map(|number| (own_id(&self.id_prefix, number), number)).collect(),
+            ids: numbers.filter_map(|number| Some((self.id_of(number)?, number))).collect(),
         };
         self.places.push(Box::pin(place::find(wanted)));
+    }
+
+    /// The id of a message on its way that goes by an id of ours.
+    fn id_of(&self, number: u64) -> Option<String> {
+        let flight = self.window.find(number)?;
+        Some(convert::own_id(&flight.message, &self.id_prefix, number))
     }
 
     pub(super) fn poll_places(&mut self, cx: &mut Context<'_>) -> bool {

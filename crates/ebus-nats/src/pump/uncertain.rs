@@ -24,7 +24,8 @@ use tokio::time::Instant;
 
 use super::{OPERATION, Pump};
 use crate::ack::Ack;
-use crate::flight::{Flight, own_id};
+use crate::convert::Encoded;
+use crate::flight::Flight;
 use crate::route::RouteState;
 use crate::{convert, error};
 
@@ -244,7 +245,7 @@ impl Pump {
         let id_text = match &one.flight.id {
             Some(id) => &**id,
             None => {
-                own = own_id(prefix, one.number);
+                own = convert::own_id(&one.flight.message, prefix, one.number);
                 &own
             }
         };
@@ -259,12 +260,17 @@ impl Pump {
                     headers: Some(headers),
                 }
             }
-            None => OutboundMessage {
-                subject: known.subjects[one.flight.partition as usize].clone(),
-                reply: None,
-                payload: one.flight.message.payload.clone(),
-                headers: Some(convert::encode(&one.flight.message, Some(id_text)).0),
-            },
+            None => {
+                let Encoded { mut headers, .. } =
+                    convert::encode(&one.flight.message, one.flight.id.as_deref());
+                headers.insert(NATS_MESSAGE_ID, id_text);
+                OutboundMessage {
+                    subject: known.subjects[one.flight.partition as usize].clone(),
+                    reply: None,
+                    payload: one.flight.message.payload.clone(),
+                    headers: Some(headers),
+                }
+            }
         };
         let reply = Subject::from(format!("{reply}.{ASKED}{}", one.number));
         one.asked += 1;
