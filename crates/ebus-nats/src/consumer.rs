@@ -2,30 +2,22 @@
 //!
 //! A pull consumer without acknowledgements, in memory, from a start sequence. A cut connection can lose messages without
 //! any error, and a consumer that comes back on another node starts again: so the sequence that it gives its messages is
-//! checked, and any jump, error or end is answered by a new instance that continues after the last message taken. Where two of
-//! them got nowhere, messages are read one by one for a while ([`crate::raw`]).
+//! checked ([`crate::pull`]), and any jump, error or end is answered by a new instance that continues after the last message
+//! taken. Where two of them got nowhere, messages are read one by one for a while ([`crate::raw`]).
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull};
-use async_nats::jetstream::stream::ConsumerErrorKind;
-use ebus_core::{Error, Message, Timestamp};
-use futures_util::Stream;
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
+use ebus_core::{Error, Message};
 use futures_util::stream::BoxStream;
 
 use crate::connection::Connection;
-use crate::{convert, error, raw};
+use crate::pull::Pull;
+use crate::{error, raw};
 
-/// Messages per pull: 8 partitions of one stream gave 650,000 messages/s with it.
-const BATCH: usize = 500;
-/// How often the server says that a pull without messages is alive.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long a pull waits for messages.
-const EXPIRES: Duration = Duration::from_secs(10);
 /// The server removes a consumer that nobody pulls from, such as that of a member that crashed, after this.
 const INACTIVE: Duration = Duration::from_secs(300);
 
@@ -52,8 +44,8 @@ pub(crate) struct Feed {
 }
 
 enum Way {
-    /// By a consumer whose next sequence is this. Boxed: it is large, and most of what holds a feed holds none.
-    Consumer(Box<pull::Stream>, u64),
+    /// Boxed: it is large, and most of what holds a feed holds none.
+    Consumer(Box<Pull>),
     /// Message by message.
     Raw(BoxStream<'static, Result<Fed, Error>>),
 }
@@ -99,24 +91,12 @@ impl Feed {
             ..pull::Config::default()
         };
         let opening = async {
-            let consumer =
-                connection.context.create_consumer_on_stream(config, &spec.stream).await.map_err(|why| {
-                    match why.kind() {
-                        ConsumerErrorKind::JetStream(api) => error::api(&api, OPERATION),
-                        ConsumerErrorKind::TimedOut => error::timeout(OPERATION).with_source(why),
-                        _ => error::unavailable(OPERATION, "no consumer was made").with_source(why),
-                    }
-                })?;
+            let making = connection.context.create_consumer_on_stream(config, &spec.stream);
+            let consumer = making.await.map_err(|why| refused(why, OPERATION))?;
             let pending = consumer.cached_info().num_pending;
-            let messages = consumer
-                .stream()
-                .max_messages_per_batch(BATCH)
-                .heartbeat(HEARTBEAT)
-                .expires(EXPIRES)
-                .messages()
-                .await
-                .map_err(|why| error::unavailable(OPERATION, "no messages are sent").with_source(why))?;
-            Ok(Self { way: Way::Consumer(Box::new(messages), 1), pending })
+            let name = &consumer.cached_info().name;
+            let pull = Pull::start(connection, &spec.stream, name, OPERATION).await?;
+            Ok(Self { way: Way::Consumer(Box::new(pull)), pending })
         };
         tokio::time::timeout(connection.request_timeout, opening)
             .await
@@ -137,39 +117,23 @@ impl Feed {
 
     /// The next message, or why there are no more of this instance.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fed, End>> {
-        let (messages, next) = match &mut self.way {
-            Way::Consumer(messages, next) => (messages, next),
-            Way::Raw(messages) => {
-                return messages.as_mut().poll_next(cx).map(|fed| match fed {
-                    Some(fed) => fed.map_err(End::Failed),
-                    None => Err(End::Passed),
-                });
-            }
-        };
-        let fed = match Pin::new(&mut **messages).poll_next(cx) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(None) => Err("the consumer's messages ended".into()),
-            Poll::Ready(Some(Err(why))) => Err(why.to_string()),
-            Poll::Ready(Some(Ok(message))) => take(message, next),
-        };
-        Poll::Ready(fed.map_err(End::Consumer))
+        match &mut self.way {
+            Way::Consumer(pull) => pull.poll_next(cx).map_err(End::Consumer),
+            Way::Raw(messages) => messages.as_mut().poll_next(cx).map(|fed| match fed {
+                Some(fed) => fed.map_err(End::Failed),
+                None => Err(End::Passed),
+            }),
+        }
     }
 }
 
-fn take(message: jetstream::Message, next: &mut u64) -> Result<Fed, String> {
-    let (offset, sequence, pending, stored) = {
-        let info = message.info().map_err(|why| format!("a message without its place: {why}"))?;
-        let nanos = info.published.unix_timestamp_nanos();
-        let millis = i64::try_from(nanos.div_euclid(1_000_000)).unwrap_or(i64::MAX);
-        (info.stream_sequence, info.consumer_sequence, info.pending, Timestamp::from_millis(millis))
-    };
-    if sequence != *next {
-        return Err(format!("the consumer's sequence jumped from {next} to {sequence}"));
+/// Why no consumer was made.
+pub(crate) fn refused(why: ConsumerError, operation: &'static str) -> Error {
+    match why.kind() {
+        ConsumerErrorKind::JetStream(api) => error::api(&api, operation),
+        ConsumerErrorKind::TimedOut => error::timeout(operation).with_source(why),
+        _ => error::unavailable(operation, "no consumer was made").with_source(why),
     }
-    *next += 1;
-    let async_nats::Message { headers, payload, .. } = message.message;
-    let message = convert::decode(headers.as_ref(), payload, || stored);
-    Ok(Fed { offset, message, headers, pending })
 }
 
 /// Removes a consumer. That it is gone already, or cannot be removed now, harms nobody: the server does it later.

@@ -116,6 +116,7 @@ mod part;
 mod peers;
 mod place;
 mod producer;
+mod pull;
 mod pump;
 mod raw;
 mod reader;

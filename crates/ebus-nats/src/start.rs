@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use ebus_core::{BoxError, Error, ErrorKind, NextOffset, StartPosition, Timestamp};
-use futures_util::StreamExt;
+use ebus_core::{Error, ErrorKind, NextOffset, StartPosition, Timestamp};
 
 use crate::connection::Connection;
-use crate::error;
 use crate::stream::TopicStream;
+use crate::{consumer, error};
 
 /// The offset of a start position. Partitions share the stream's sequence, so they share it too.
 ///
@@ -27,21 +26,20 @@ pub(crate) async fn resolve(
     }
 }
 
-/// The first message that the server stored at this time or later, else the end as it was before looking.
+/// The first message that the server stored at this time or later, else the end.
+///
+/// A consumer that begins there says where that is when it is made. No message is sent: one with headers that are not legal
+/// would end the connection.
 async fn at_time(
     connection: &Connection,
     stream: &TopicStream,
     time: Timestamp,
 ) -> Result<NextOffset, Error> {
-    let unexpected = |why: BoxError| {
-        Error::new(ErrorKind::Unexpected, "the first message of a time was not found")
-            .with_operation("source")
-            .with_source(why)
-    };
+    const OPERATION: &str = "source";
     let nanos = i128::from(time.as_millis()) * 1_000_000;
     let start_time = async_nats::datetime::from_nanos(nanos).map_err(|why| {
         Error::new(ErrorKind::ConfigInvalid, "the start time is out of range")
-            .with_operation("source")
+            .with_operation(OPERATION)
             .with_source(why)
     })?;
     let config = pull::Config {
@@ -49,28 +47,14 @@ async fn at_time(
         ack_policy: AckPolicy::None,
         memory_storage: true,
         num_replicas: 1,
-        headers_only: true,
         inactive_threshold: Duration::from_secs(10),
         ..pull::Config::default()
     };
-    let consumer = connection
-        .context
-        .create_consumer_on_stream(config, &stream.name)
-        .await
-        .map_err(|why| unexpected(Box::new(why)))?;
-    let found = async {
-        // An empty answer at once instead of waiting: without a heartbeat this call is sound.
-        let mut batch =
-            consumer.fetch().max_messages(1).messages().await.map_err(|why| unexpected(Box::new(why)))?;
-        match batch.next().await {
-            None => Ok(NextOffset(stream.last + 1)),
-            Some(Ok(message)) => {
-                message.info().map(|info| NextOffset(info.stream_sequence)).map_err(unexpected)
-            }
-            Some(Err(why)) => Err(unexpected(why)),
-        }
-    };
-    tokio::time::timeout(connection.request_timeout, found)
-        .await
-        .map_err(|_| error::timeout("source").with_context("topic", &stream.topic))?
+    let making = connection.context.create_consumer_on_stream(config, &stream.name);
+    let made = tokio::time::timeout(connection.request_timeout, making).await;
+    let consumer =
+        made.map_err(|_| error::timeout(OPERATION))?.map_err(|why| consumer::refused(why, OPERATION))?;
+    let info = consumer.cached_info();
+    consumer::remove(connection, &stream.name, info.name.clone());
+    Ok(NextOffset(info.delivered.stream_sequence + 1))
 }

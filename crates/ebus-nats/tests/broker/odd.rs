@@ -1,12 +1,14 @@
 //! Messages of other make whose headers async-nats cannot read: they end its connection (c06, G1, G9).
 
-use ebus_core::{Backend, Message, Publish, ReadRange};
+use std::time::Duration;
+
+use ebus_core::{Backend, Message, Publish, ReadRange, SourceOptions, StartPosition, Timestamp};
 use libtest_mimic::{Failed, Trial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::shared;
-use crate::support::drive::{Tested, connect, create, group, publish, topic};
+use crate::support::drive::{Driver, Tested, connect, create, group, publish, topic};
 use crate::support::team::Team;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -16,6 +18,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         shared("c06_headers_that_are_no_text_stop_no_reader", |url| readers(url, NO_TEXT, b"\xff\xfe")),
         shared("c06_headers_that_make_the_client_panic_stop_no_reader", |url| {
             readers(url, PANICS, b"one\rtwo")
+        }),
+        shared("c06_a_group_starts_at_the_time_of_headers_that_are_no_text", |url| started(url, NO_TEXT)),
+        shared("c06_a_group_starts_at_the_time_of_headers_that_make_the_client_panic", |url| {
+            started(url, PANICS)
         }),
     ]
 }
@@ -87,5 +93,21 @@ async fn readers(url: String, headers: &[u8], bad: &[u8]) -> Tested {
     let odd = &found[1].1;
     assert_eq!(odd.key, Some("odd".into()));
     assert_eq!(odd.headers.first("Bad").map(|value| &value[..]), Some(bad));
+    Ok(())
+}
+
+async fn started(url: String, headers: &[u8]) -> Tested {
+    let (backend, topic, group) = (connect(&url).await?, topic("odd"), group("g"));
+    create(&backend, &topic, 1).await?;
+    publish(&backend, &topic, 4, 1..2).await?;
+    tokio::time::sleep(Duration::from_millis(20)).await; // the server's clock has to move on
+    let start = StartPosition::Time(Timestamp::now());
+    publish_raw(&url, &format!("{topic}.0"), headers, "1").await?;
+    let options = SourceOptions::new(group.clone(), vec![topic.clone()]).with_start(start);
+    let source = backend.source(options).await?;
+    let mut driver = Driver { source, heard: Default::default(), settle: true };
+    driver.until("it is read", |heard| heard.messages.len() == 1).await?;
+    assert_eq!(driver.heard.messages[0].0, "odd");
+    driver.close().await?;
     Ok(())
 }
