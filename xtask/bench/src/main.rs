@@ -12,6 +12,7 @@ use clap::Parser;
 mod cost;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod latency;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
@@ -20,6 +21,7 @@ mod pool;
 mod runner;
 mod work;
 
+use crate::latency::Latency;
 use crate::runner::{Benchmark, Runner};
 
 /// Compares ebus with the same work done without it.
@@ -37,6 +39,9 @@ struct Args {
     /// Only print the names of what would run.
     #[arg(long)]
     list: bool,
+    /// Only this side, each round printed when it ends, nothing compared: for who profiles.
+    #[arg(long, value_enum, requires = "only", conflicts_with_all = ["list", "json"])]
+    side: Option<runner::Side>,
     /// Instead of benchmarks, one run of this path with `--messages`: for who counts instructions and allocations.
     #[arg(long, value_enum, requires = "messages", conflicts_with_all = ["only", "list", "json"])]
     cost: Option<cost::Cost>,
@@ -44,30 +49,54 @@ struct Args {
     messages: Option<usize>,
 }
 
+/// What is measured.
+enum Measured {
+    Rate(Box<dyn Benchmark>),
+    #[cfg_attr(not(feature = "nats"), allow(dead_code))]
+    Latency(Box<dyn Latency>),
+}
+
+impl Measured {
+    fn rate(benchmark: impl Benchmark + 'static) -> Self {
+        Self::Rate(Box::new(benchmark))
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Rate(benchmark) => benchmark.name(),
+            Self::Latency(latency) => latency.name(),
+        }
+    }
+}
+
 /// All that this build has.
-fn all() -> Vec<Box<dyn Benchmark>> {
+fn all() -> Vec<Measured> {
     vec![
-        Box::new(pool::PoolAlone),
-        Box::new(pool::Batched),
-        Box::new(pool::Waiting::all_keys()),
-        Box::new(pool::Waiting::bounded("pool-256", 256, 200_000)),
-        Box::new(pool::Waiting::bounded("pool-1024", 1_024, 1_000_000)),
-        Box::new(memory::EndToEnd),
+        Measured::rate(pool::PoolAlone),
+        Measured::rate(pool::Batched),
+        Measured::rate(pool::Waiting::all_keys()),
+        Measured::rate(pool::Waiting::bounded("pool-256", 256, 200_000)),
+        Measured::rate(pool::Waiting::bounded("pool-1024", 1_024, 1_000_000)),
+        Measured::rate(memory::EndToEnd),
         #[cfg(feature = "kafka")]
-        Box::new(kafka::Publish::default()),
+        Measured::rate(kafka::Publish::default()),
         #[cfg(feature = "kafka")]
-        Box::new(kafka::Consume::default()),
+        Measured::rate(kafka::Consume::default()),
         #[cfg(feature = "nats")]
-        Box::new(nats::Publish::default()),
+        Measured::rate(nats::Publish::default()),
         #[cfg(feature = "nats")]
-        Box::new(nats::Consume::acknowledged()),
+        Measured::rate(nats::Consume::beside(nats::Acks::Each)),
         #[cfg(feature = "nats")]
-        Box::new(nats::Consume::floor()),
+        Measured::rate(nats::Consume::beside(nats::Acks::Floor)),
+        #[cfg(feature = "nats")]
+        Measured::rate(nats::Consume::beside(nats::Acks::None)),
+        #[cfg(feature = "nats")]
+        Measured::Latency(Box::new(nats::EndToEnd::default())),
     ]
 }
 
-/// The benchmarks that `only` names; all when it names none.
-fn chosen(only: &[String]) -> Result<Vec<Box<dyn Benchmark>>> {
+/// What `only` names; all when it names none.
+fn chosen(only: &[String]) -> Result<Vec<Measured>> {
     fn group(name: &str) -> &str {
         name.split('-').next().unwrap_or(name)
     }
@@ -103,8 +132,13 @@ fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let mut runner = Runner::new(args.rounds)?;
-    for mut one in chosen {
-        runner.run(one.as_mut())?;
+    for one in chosen {
+        match (one, args.side) {
+            (Measured::Rate(mut benchmark), None) => runner.run(benchmark.as_mut())?,
+            (Measured::Rate(mut benchmark), Some(side)) => runner.alone(benchmark.as_mut(), side)?,
+            (Measured::Latency(mut latency), None) => runner.time(latency.as_mut())?,
+            (Measured::Latency(latency), Some(_)) => bail!("{} has no side by itself", latency.name()),
+        }
     }
     runner.print();
     if let Some(path) = &args.json {

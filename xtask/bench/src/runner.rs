@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use clap::ValueEnum;
 use serde::Serialize;
 use tokio::runtime::Runtime;
+
+use crate::latency::{Latency, Percentiles};
 
 /// One side of one round that takes longer has lost messages or hangs.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -62,17 +65,48 @@ struct Figure {
     baseline: String,
 }
 
+/// One line of the table of latencies: the medians of the rounds.
+#[derive(Debug, Serialize)]
+struct LatencyFigure {
+    name: &'static str,
+    ours_us: Percentiles,
+    baseline_us: Percentiles,
+    /// That of each round: ours, baseline.
+    p99_rounds_us: Vec<(f64, f64)>,
+    work: String,
+    ours: String,
+    baseline: String,
+}
+
+/// What is measured, of either kind.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum AnyFigure<'a> {
+    Rate(&'a Figure),
+    Latency(&'a LatencyFigure),
+}
+
+/// One of the two that are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Side {
+    /// Ebus
+    Ours,
+    /// The same work without it
+    Baseline,
+}
+
 /// Runs benchmarks.
 pub(crate) struct Runner {
     rounds: u16,
     runtime: Runtime,
     figures: Vec<Figure>,
+    latencies: Vec<LatencyFigure>,
 }
 
 impl Runner {
     pub(crate) fn new(rounds: u16) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        Ok(Self { rounds, runtime, figures: Vec::new() })
+        Ok(Self { rounds, runtime, figures: Vec::new(), latencies: Vec::new() })
     }
 
     /// Runs one, and says what it does before it does it.
@@ -106,7 +140,62 @@ impl Runner {
         Ok(())
     }
 
+    /// Runs one side only and prints each round: for who profiles.
+    pub(crate) fn alone(&mut self, benchmark: &mut dyn Benchmark, side: Side) -> Result<()> {
+        println!("{} alone: {side:?}", benchmark.name());
+        self.runtime.block_on(async {
+            let rounds = alone(benchmark, side, self.rounds).await;
+            benchmark.clean_up().await.context("could not clean up").and(rounds)
+        })
+    }
+
+    /// Measures latency, and says under which load before it does.
+    pub(crate) fn time(&mut self, latency: &mut dyn Latency) -> Result<()> {
+        let name = latency.name();
+        let (work, ours, baseline) = (latency.work(), latency.ours_is(), latency.baseline_is());
+        eprintln!("{name}: {work}\n  ours: {ours}\n  baseline: {baseline}");
+        let rounds = self.runtime.block_on(async {
+            let rounds = timed_rounds(latency, self.rounds).await;
+            let cleaned = latency.clean_up().await.context("could not clean up");
+            rounds.and_then(|rounds| cleaned.map(|()| rounds))
+        });
+        let rounds = rounds.with_context(|| format!("benchmark {name}"))?;
+        let medians = |side: fn(&(Percentiles, Percentiles)) -> Percentiles| {
+            let of =
+                |part: fn(Percentiles) -> f64| median(rounds.iter().map(|round| part(side(round))).collect());
+            Percentiles { p50: of(|p| p.p50), p99: of(|p| p.p99), p99_9: of(|p| p.p99_9) }
+        };
+        self.latencies.push(LatencyFigure {
+            name,
+            ours_us: medians(|round| round.0),
+            baseline_us: medians(|round| round.1),
+            p99_rounds_us: rounds.iter().map(|(ours, baseline)| (ours.p99, baseline.p99)).collect(),
+            work,
+            ours,
+            baseline,
+        });
+        Ok(())
+    }
+
     pub(crate) fn print(&self) {
+        if !self.figures.is_empty() {
+            self.print_rates();
+        }
+        if !self.latencies.is_empty() {
+            self.print_latencies();
+        }
+    }
+
+    fn print_latencies(&self) {
+        println!("{:<20} {:>17} {:>17} {:>17}   ratio of p99", "us: ours, baseline", "p50", "p99", "p99.9");
+        for LatencyFigure { name, ours_us: ours, baseline_us: baseline, .. } in &self.latencies {
+            let pair = |part: fn(&Percentiles) -> f64| format!("{:.0} {:.0}", part(ours), part(baseline));
+            let (p50, p99, p99_9) = (pair(|p| p.p50), pair(|p| p.p99), pair(|p| p.p99_9));
+            println!("{name:<20} {p50:>17} {p99:>17} {p99_9:>17}   {:.2}", ours.p99 / baseline.p99);
+        }
+    }
+
+    fn print_rates(&self) {
         println!(
             "{:<20} {:>12} {:>12} {:>6}   {:<16} CPU us a message: ours, baseline",
             "messages/s", "ours", "baseline", "ratio", "of the rounds"
@@ -127,7 +216,9 @@ impl Runner {
     }
 
     pub(crate) fn write_json(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(&self.figures)? + "\n";
+        let rates = self.figures.iter().map(AnyFigure::Rate);
+        let all: Vec<_> = rates.chain(self.latencies.iter().map(AnyFigure::Latency)).collect();
+        let text = serde_json::to_string_pretty(&all)? + "\n";
         std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
     }
 }
@@ -157,6 +248,49 @@ async fn rounds(benchmark: &mut dyn Benchmark, rounds: u16) -> Result<Vec<(Ran, 
     Ok(all)
 }
 
+async fn alone(benchmark: &mut dyn Benchmark, side: Side, rounds: u16) -> Result<()> {
+    let n = benchmark.messages();
+    benchmark.prepare().await.context("could not prepare")?;
+    println!("prepared");
+    for round in 1..=rounds {
+        let Ran { per_s, cpu_us } = match side {
+            Side::Ours => within(benchmark.ours(), n, "ours").await?,
+            Side::Baseline => within(benchmark.baseline(), n, "baseline").await?,
+        };
+        let cpu = cpu_us.map_or_else(|| "unknown".to_owned(), |cpu| format!("{cpu:.2}"));
+        println!("round {round}: {per_s:.0}/s, CPU us a message: {cpu}");
+    }
+    Ok(())
+}
+
+/// As [`rounds`].
+async fn timed_rounds(latency: &mut dyn Latency, rounds: u16) -> Result<Vec<(Percentiles, Percentiles)>> {
+    latency.prepare().await.context("could not prepare")?;
+    let mut all = Vec::new();
+    for round in 0..=rounds {
+        let (ours, baseline) = if round % 2 == 1 {
+            let ours = in_time(latency.ours(), "ours").await?;
+            (ours, in_time(latency.baseline(), "baseline").await?)
+        } else {
+            let baseline = in_time(latency.baseline(), "baseline").await?;
+            (in_time(latency.ours(), "ours").await?, baseline)
+        };
+        let which = if round == 0 { "warm-up".to_owned() } else { format!("round {round}") };
+        eprintln!("  {which}: p99 ours {:.0} us, baseline {:.0} us", ours.p99, baseline.p99);
+        if round > 0 {
+            all.push((ours, baseline));
+        }
+    }
+    Ok(all)
+}
+
+async fn in_time<T>(side: impl Future<Output = Result<T>>, name: &str) -> Result<T> {
+    let Ok(ran) = tokio::time::timeout(LONGEST, side).await else {
+        bail!("{name}: not done within {LONGEST:?}");
+    };
+    ran.with_context(|| name.to_owned())
+}
+
 /// What one side of one round came to.
 #[derive(Debug, Clone, Copy)]
 struct Ran {
@@ -166,10 +300,7 @@ struct Ran {
 
 async fn within(side: impl Future<Output = Result<f64>>, n: usize, name: &str) -> Result<Ran> {
     let before = cpu_time();
-    let Ok(ran) = tokio::time::timeout(LONGEST, side).await else {
-        bail!("{name}: not done within {LONGEST:?}");
-    };
-    let per_s = ran.with_context(|| name.to_owned())?;
+    let per_s = in_time(side, name).await?;
     let took = before.zip(cpu_time()).map(|(before, after)| after.saturating_sub(before));
     Ok(Ran { per_s, cpu_us: took.map(|took| took.as_secs_f64() * 1e6 / n as f64) })
 }

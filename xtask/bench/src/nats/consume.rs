@@ -32,14 +32,9 @@ struct Prepared {
 }
 
 impl Consume {
-    /// Beside a raw client that acknowledges each message, as most do.
-    pub(crate) fn acknowledged() -> Self {
-        Self { acks: Acks::Each, prepared: None }
-    }
-
-    /// Beside a raw client that acknowledges only now and then: a crash brings all after that back.
-    pub(crate) fn floor() -> Self {
-        Self { acks: Acks::Floor, prepared: None }
+    /// Beside a raw client that acknowledges so.
+    pub(crate) fn beside(acks: Acks) -> Self {
+        Self { acks, prepared: None }
     }
 
     fn prepared(&mut self) -> Result<(&Prepared, String)> {
@@ -56,6 +51,7 @@ impl Benchmark for Consume {
         match self.acks {
             Acks::Each => "nats-consume",
             Acks::Floor => "nats-consume-floor",
+            Acks::None => "nats-consume-bare",
         }
     }
 
@@ -75,11 +71,19 @@ impl Benchmark for Consume {
     }
 
     fn baseline_is(&self) -> String {
-        let acks = match self.acks {
-            Acks::Each => "AckPolicy::Explicit, an acknowledgement for each message".to_owned(),
-            Acks::Floor => format!("AckPolicy::All, an acknowledgement every {} messages", raw::FLOOR),
+        let how = match self.acks {
+            Acks::Each => "a durable, AckPolicy::Explicit, an acknowledgement for each message".to_owned(),
+            Acks::Floor => {
+                format!("a durable, AckPolicy::All, an acknowledgement every {} messages", raw::FLOOR)
+            }
+            Acks::None => {
+                "one in memory for each subject, AckPolicy::None: what was read is kept nowhere".to_owned()
+            }
         };
-        format!("async-nats durable pull consumer, pulls of {}, {acks}, key and payload owned", raw::PULL)
+        format!(
+            "async-nats pull consumers by Consumer::stream, pulls of {}: {how}; key and payload owned",
+            self.acks.pull()
+        )
     }
 
     async fn prepare(&mut self) -> Result<()> {
@@ -115,7 +119,10 @@ impl Benchmark for Consume {
     async fn baseline(&mut self) -> Result<f64> {
         let acks = self.acks;
         let (Prepared { server, stream, .. }, group) = self.prepared()?;
-        raw::consume(server, stream, group, MESSAGES, acks).await
+        match acks {
+            Acks::None => raw::consume_bare(server, stream, MESSAGES).await,
+            acks => raw::consume(server, stream, group, MESSAGES, acks).await,
+        }
     }
 
     async fn clean_up(&mut self) -> Result<()> {
