@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::address::without_user;
 use crate::config::NatsConfig;
+use crate::denials::Denials;
 use crate::error;
 
 /// How often an idle connection is probed. Two unanswered probes end it: a cut network is noticed within 6 s.
@@ -32,6 +33,7 @@ pub(crate) struct Connection {
     pub(crate) context: Context,
     /// Bumped by everything that happens to the connection: only a reason to look, not a state.
     events: watch::Receiver<u64>,
+    pub(crate) denials: Arc<Denials>,
     pub(crate) config: Arc<NatsConfig>,
     pub(crate) request_timeout: Duration,
 }
@@ -56,6 +58,8 @@ impl Connection {
                     .with_source(why)
             })?;
         let (bump, events) = watch::channel(0u64);
+        let denials = Arc::<Denials>::default();
+        let heard = denials.clone();
         let mut options = ConnectOptions::new()
             .name(format!("{} {role}", config.name))
             .connection_timeout(config.connect_timeout)
@@ -65,6 +69,7 @@ impl Connection {
             .event_callback(move |event| {
                 if let Event::ServerError(error) = &event {
                     tracing::warn!(%error, "the server reports an error");
+                    heard.hear(&error.to_string());
                 }
                 bump.send_modify(|count| *count += 1);
                 std::future::ready(())
@@ -91,7 +96,7 @@ impl Connection {
         let mut context = jetstream::new(client.clone());
         context.set_timeout(config.request_timeout);
         let request_timeout = config.request_timeout;
-        let connection = Self { client, context, events, config, request_timeout };
+        let connection = Self { client, context, events, denials, config, request_timeout };
         connection.require(2, 9, "the NATS backend").map_err(|e| e.with_context("servers", &shown))?;
         Ok(connection)
     }
@@ -165,11 +170,38 @@ impl Connection {
         })
     }
 
+    /// Waits for an answer, or for the server to say that publishing to such a subject is not allowed.
+    ///
+    /// # Errors
+    /// `Denied`.
+    pub(crate) async fn allowed<T>(
+        &self,
+        is_it: impl Fn(&str) -> bool,
+        operation: &'static str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        let mut events = self.events.clone();
+        let count = self.denials.count();
+        let denied = async {
+            while !self.denials.has_since(count, &is_it) {
+                if events.changed().await.is_err() {
+                    // The answer says so too.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            () = denied => Err(error::denied(operation)),
+        }
+    }
+
     /// A request of the JetStream API. Nothing is sent while the connection is down: it would be sent later, after its
     /// caller was told that it failed.
     ///
     /// # Errors
-    /// What the server says, `Unavailable` or `Timeout` when it says nothing.
+    /// What the server says, `Unavailable` or `Timeout` when it says nothing, `Denied` when it does not allow it.
     pub(crate) async fn api<T: DeserializeOwned>(
         &self,
         subject: String,
@@ -180,7 +212,9 @@ impl Connection {
         use async_nats::jetstream::response::Response;
 
         self.up(self.request_timeout, operation).await?;
-        match self.context.request::<_, _, Response<T>>(subject, payload).await {
+        let full = format!("$JS.API.{subject}");
+        let asking = self.context.request::<_, _, Response<T>>(subject, payload);
+        match self.allowed(|denied| denied == full, operation, asking).await? {
             Ok(Response::Ok(answer)) => Ok(Ok(answer)),
             Ok(Response::Err { error }) => Ok(Err(error)),
             Err(why) => Err(match why.kind() {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy, ReplayPolicy, pull};
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
 use ebus_core::{Error, Message};
 use futures_util::stream::BoxStream;
@@ -28,7 +28,7 @@ pub(crate) const STUCK: u32 = 2;
 #[derive(Debug, Clone)]
 pub(crate) struct ConsumerSpec {
     pub(crate) stream: String,
-    /// The name of the consumer; the server chooses one if there is none.
+    /// The name of the consumer; any if there is none.
     pub(crate) name: Option<String>,
     /// The subject of the partition; empty for all of the stream.
     pub(crate) filter: String,
@@ -91,11 +91,10 @@ impl Feed {
             ..pull::Config::default()
         };
         let opening = async {
-            let making = connection.context.create_consumer_on_stream(config, &spec.stream);
-            let consumer = making.await.map_err(|why| refused(why, OPERATION))?;
+            let consumer = create(connection, config, &spec.stream, OPERATION).await?;
             let pending = consumer.cached_info().num_pending;
             let name = &consumer.cached_info().name;
-            let pull = Pull::start(connection, &spec.stream, name, OPERATION).await?;
+            let pull = Pull::start(connection, &spec.stream, name).await?;
             Ok(Self { way: Way::Consumer(Box::new(pull)), pending })
         };
         tokio::time::timeout(connection.request_timeout, opening)
@@ -118,7 +117,7 @@ impl Feed {
     /// The next message, or why there are no more of this instance.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fed, End>> {
         match &mut self.way {
-            Way::Consumer(pull) => pull.poll_next(cx).map_err(End::Consumer),
+            Way::Consumer(pull) => pull.poll_next(cx),
             Way::Raw(messages) => messages.as_mut().poll_next(cx).map(|fed| match fed {
                 Some(fed) => fed.map_err(End::Failed),
                 None => Err(End::Passed),
@@ -127,8 +126,28 @@ impl Feed {
     }
 }
 
-/// Why no consumer was made.
-pub(crate) fn refused(why: ConsumerError, operation: &'static str) -> Error {
+/// Makes a consumer, with a name that no other one has if it has none.
+///
+/// # Errors
+/// `NotFound` when the stream is gone; `Denied`, `Unavailable` or `Timeout`.
+pub(crate) async fn create(
+    connection: &Connection,
+    mut config: pull::Config,
+    stream: &str,
+    operation: &'static str,
+) -> Result<Consumer<pull::Config>, Error> {
+    // Without a name it would be another request, which needs another permission.
+    config.name.get_or_insert_with(|| {
+        let inbox = connection.client.new_inbox();
+        inbox.rsplit('.').next().unwrap_or_default().to_owned()
+    });
+    let subject = format!("$JS.API.CONSUMER.CREATE.{stream}.");
+    let making = connection.context.create_consumer_on_stream(config, stream);
+    let made = connection.allowed(|denied| denied.starts_with(&subject), operation, making).await?;
+    made.map_err(|why| refused(why, operation))
+}
+
+fn refused(why: ConsumerError, operation: &'static str) -> Error {
     match why.kind() {
         ConsumerErrorKind::JetStream(api) => error::api(&api, operation),
         ConsumerErrorKind::TimedOut => error::timeout(operation).with_source(why),

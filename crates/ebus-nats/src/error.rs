@@ -130,6 +130,16 @@ pub(crate) fn unavailable(operation: &'static str, why: impl Display) -> Error {
         .with_operation(operation)
 }
 
+/// What the server does not allow to publish, or to ask.
+pub(crate) fn denied(operation: &'static str) -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "the server does not allow this to the user of the connection; its log and ours name the subject, and the \
+         documentation of ebus-nats the permissions that are needed",
+    )
+    .with_operation(operation)
+}
+
 /// What ended before it could be given up in order.
 pub(crate) fn lost() -> Error {
     Error::new(ErrorKind::Fenced, "a partition was lost before its last commit was accepted")

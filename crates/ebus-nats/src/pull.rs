@@ -4,6 +4,7 @@
 //! counters, and has a task and three channels a partition; both sides of `xtask bench` show what that costs.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use futures_util::{Sink, StreamExt};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::Connection;
-use crate::consumer::Fed;
+use crate::consumer::{End, Fed};
+use crate::denials::Denials;
 use crate::{convert, error};
 
 /// Messages per request: 8 partitions of one stream gave 650,000 messages/s with it. When half of them have come, so many
@@ -28,6 +30,8 @@ const EXPIRES: Duration = Duration::from_secs(10);
 /// How long at least nothing is heard of a consumer that is no good any more.
 const SILENCE: Duration = Duration::from_secs(2);
 
+const OPERATION: &str = "read the topic";
+
 /// How many messages of a request did not come, where it ends early.
 const PENDING: &str = "Nats-Pending-Messages";
 
@@ -37,6 +41,9 @@ pub(crate) struct Pull {
     client: Client,
     /// Where requests go.
     subject: Subject,
+    /// What this connection may not do, and how many such there were at first.
+    denials: Arc<Denials>,
+    denied_before: u64,
     /// Where messages come.
     inbox: Subject,
     messages: Subscriber,
@@ -55,23 +62,20 @@ impl Pull {
     ///
     /// # Errors
     /// `Unavailable` when the connection has ended.
-    pub(crate) async fn start(
-        connection: &Connection,
-        stream: &str,
-        consumer: &str,
-        operation: &'static str,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn start(connection: &Connection, stream: &str, consumer: &str) -> Result<Self, Error> {
         let client = connection.client.clone();
         let inbox = Subject::from(client.new_inbox());
         let messages = client
             .subscribe(inbox.clone())
             .await
-            .map_err(|why| error::unavailable(operation, "no messages are sent").with_source(why))?;
+            .map_err(|why| error::unavailable(OPERATION, "no messages are sent").with_source(why))?;
         let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
         let request = format!(r#"{{"batch":{BATCH},"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
         Ok(Self {
             client,
             subject: Subject::from(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")),
+            denied_before: connection.denials.count(),
+            denials: connection.denials.clone(),
             inbox,
             messages,
             request: request.into(),
@@ -83,30 +87,39 @@ impl Pull {
     }
 
     /// The next message, or why this consumer is no good any more.
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fed, String>> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fed, End>> {
         loop {
             if self.asked <= BATCH / 2 {
-                self.ask(cx)?;
+                self.ask(cx).map_err(End::Consumer)?;
             }
             match self.messages.poll_next_unpin(cx) {
                 Poll::Pending => break,
-                Poll::Ready(None) => return Poll::Ready(Err("the connection has ended".into())),
+                Poll::Ready(None) => {
+                    return Poll::Ready(Err(End::Consumer("the connection has ended".into())));
+                }
                 Poll::Ready(Some(message)) => {
                     self.heard = true;
                     if let Some(place) = message.reply.as_deref().and_then(Place::read) {
-                        return Poll::Ready(self.take(place, message));
+                        return Poll::Ready(self.take(place, message).map_err(End::Consumer));
                     }
-                    self.told(&message)?;
+                    self.told(&message).map_err(End::Consumer)?;
                 }
             }
         }
         while self.silence.as_mut().poll(cx).is_ready() {
             if !std::mem::take(&mut self.heard) {
-                return Poll::Ready(Err("the consumer is silent".into()));
+                return Poll::Ready(Err(self.silent()));
             }
             self.silence.as_mut().reset(Instant::now() + SILENCE);
         }
         Poll::Pending
+    }
+
+    fn silent(&self) -> End {
+        if self.denials.has_since(self.denied_before, |denied| denied == self.subject.as_str()) {
+            return End::Failed(error::denied(OPERATION));
+        }
+        End::Consumer("the consumer is silent".into())
     }
 
     /// Asks for more, if the client takes that now.

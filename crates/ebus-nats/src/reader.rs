@@ -174,9 +174,13 @@ impl Reader for NatsReader {
             return Ok(0);
         }
         let mut found = Vec::new();
-        poll_fn(|cx| self.poll_more(cx, most, &mut found)).await?;
+        let polled = poll_fn(|cx| self.poll_more(cx, most, &mut found)).await;
+        // What came before an error is not read again.
         let count = found.len();
         out.append(&mut found);
+        if count == 0 {
+            polled?;
+        }
         Ok(count)
     }
 }

@@ -50,10 +50,9 @@ async fn at_time(
         inactive_threshold: Duration::from_secs(10),
         ..pull::Config::default()
     };
-    let making = connection.context.create_consumer_on_stream(config, &stream.name);
+    let making = consumer::create(connection, config, &stream.name, OPERATION);
     let made = tokio::time::timeout(connection.request_timeout, making).await;
-    let consumer =
-        made.map_err(|_| error::timeout(OPERATION))?.map_err(|why| consumer::refused(why, OPERATION))?;
+    let consumer = made.map_err(|_| error::timeout(OPERATION))??;
     let info = consumer.cached_info();
     consumer::remove(connection, &stream.name, info.name.clone());
     Ok(NextOffset(info.delivered.stream_sequence + 1))

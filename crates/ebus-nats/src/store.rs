@@ -266,8 +266,12 @@ impl Store {
             let request =
                 Request::new().headers(headers.clone()).payload(value.clone()).timeout(Some(attempt));
             // The outer time-out also covers a client whose queue is full.
-            let answer =
-                timeout(attempt, self.connection.client.send_request(self.subject(key), request)).await;
+            let subject = self.subject(key);
+            let asking = timeout(attempt, self.connection.client.send_request(subject.clone(), request));
+            let answer = match self.connection.allowed(|denied| denied == subject, OPERATION, asking).await {
+                Ok(answer) => answer,
+                Err(denied) => return Written::Failed(denied),
+            };
             let error = match answer {
                 Ok(Ok(message)) => match Ack::read(&message) {
                     Ack::Stored { sequence, .. } => return Written::Accepted { revision: sequence, sent },

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::task::Context;
 
+use async_nats::Subject;
 use ebus_core::{Error, ErrorKind};
 use tokio::time::Instant;
 
@@ -43,12 +44,23 @@ impl Pump {
     fn expire(&mut self, now: Instant) {
         let timeout = self.connection.config.publish_timeout;
         while let Some((sequence, flight)) = self.window.expire(now) {
-            let error = Error::new(
-                ErrorKind::Timeout,
-                format!("no acknowledgement within {timeout:?}; the message may have been stored"),
-            )
-            .with_operation(OPERATION)
-            .with_context("topic", &flight.route.topic);
+            let known = self
+                .routes
+                .get(flight.route.id)
+                .and_then(Option::as_ref)
+                .and_then(|state| state.known.as_ref());
+            let subject = known.and_then(|known| known.subjects.get(flight.partition as usize));
+            // It was told since this one was called, which is somewhat longer ago than its time.
+            let is_denied = |subject: &&Subject| self.connection.denials.has_within(2 * timeout, subject);
+            let error = match subject.filter(is_denied) {
+                Some(subject) => error::denied(OPERATION).with_context("subject", subject),
+                None => Error::new(
+                    ErrorKind::Timeout,
+                    format!("no acknowledgement within {timeout:?}; the message may have been stored"),
+                )
+                .with_operation(OPERATION),
+            };
+            let error = error.with_context("topic", &flight.route.topic);
             keep(&mut self.kept, flight);
             tell(&self.keys, &mut self.freed, sequence, flight, Err(error));
         }

@@ -3,9 +3,14 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use ebus_core::{Backend, ErrorKind, Message, Publish, TopicSpec};
+use bytes::Bytes;
+use ebus_core::{
+    Backend, Epoch, ErrorKind, Message, NextOffset, PartitionId, Publish, ReadRange, SourceOptions,
+    StartPosition, Timestamp, Topic, TopicSpec,
+};
 use ebus_nats::{NatsBackend, NatsConfig};
-use ebus_testkit::brokers::{Home, NatsConfig as Server, launch_nats};
+use ebus_testkit::brokers::{Home, NatsConfig as Server, Server as Running, launch_nats};
+use libtest_mimic::Failed;
 
 use crate::batches;
 use crate::support::drive::{
@@ -35,6 +40,7 @@ pub(crate) fn trials() -> Vec<(&'static str, Test)> {
         ),
         ("i05_credentials_work_or_are_refused", Box::new(|home| Box::pin(credentials(home)))),
         ("the_permissions_of_a_member_are_enough", Box::new(|home| Box::pin(permissions(home)))),
+        ("g8_what_is_not_permitted_is_denied_in_time", Box::new(|home| Box::pin(denials(home)))),
     ]
 }
 
@@ -158,10 +164,9 @@ async fn credentials(home: Home) -> Tested {
     )
 }
 
-/// What docs say that a member needs, and nothing else.
-async fn permissions(home: Home) -> Tested {
-    let (topic, group) = (topic("allowed"), group("g"));
-    let allowed = [
+/// What the documentation says that a member of a group needs.
+fn permitted(topic: &Topic) -> Vec<String> {
+    vec![
         format!("{topic}.*"),
         format!("$JS.API.STREAM.INFO.{topic}"),
         format!("$JS.API.CONSUMER.CREATE.{topic}.>"),
@@ -172,25 +177,107 @@ async fn permissions(home: Home) -> Tested {
         "$JS.API.STREAM.INFO.KV_ebus".to_owned(),
         "$JS.API.STREAM.MSG.GET.KV_ebus".to_owned(),
         "$KV.ebus.>".to_owned(),
-    ];
-    let list = allowed.iter().map(|subject| format!("{subject:?}")).collect::<Vec<_>>().join(", ");
-    let extra = format!(
-        r#"authorization {{ users: [
-            {{ user: "admin", password: "a" }},
-            {{ user: "member", password: "m", permissions: {{ publish: [{list}], subscribe: ["_INBOX.>"] }} }}
-        ] }}"#
-    );
-    let server = launch_nats(&home, Server::default().with_extra(extra))?;
-    let admin = NatsBackend::connect(config(&server.url()).with_user("admin", "a")).await?;
-    create(&admin, &topic, 2).await?;
+    ]
+}
+
+fn user(name: &str, publish: &[String]) -> String {
+    let list = publish.iter().map(|subject| format!("{subject:?}")).collect::<Vec<_>>().join(", ");
+    format!(
+        r#"{{ user: "{name}", password: "p", permissions: {{ publish: [{list}], subscribe: ["_INBOX.>"] }} }}"#
+    )
+}
+
+/// A server with an administrator and these users, on which the topic and the bucket exist.
+async fn with_users(home: &Home, topic: &Topic, users: &[String]) -> Result<(Running, NatsBackend), Failed> {
+    let extra =
+        format!(r#"authorization {{ users: [ {{ user: "admin", password: "p" }}, {} ] }}"#, users.join(", "));
+    let server = launch_nats(home, Server::default().with_extra(extra))?;
+    let admin = NatsBackend::connect(config(&server.url()).with_user("admin", "p")).await?;
+    create(&admin, topic, 2).await?;
     // The bucket is made by whoever may: a group that joins once.
-    Driver::join(&admin, &crate::support::drive::group("admin"), &topic).await?.close().await?;
-    let member = NatsBackend::connect(config(&server.url()).with_user("member", "m")).await?;
+    Driver::join(&admin, &group("admin"), topic).await?.close().await?;
+    Ok((server, admin))
+}
+
+/// What docs say that a member needs, and nothing else.
+async fn permissions(home: Home) -> Tested {
+    let (topic, group) = (topic("allowed"), group("g"));
+    let (server, _admin) = with_users(&home, &topic, &[user("member", &permitted(&topic))]).await?;
+    let member = NatsBackend::connect(config(&server.url()).with_user("member", "p")).await?;
     publish(&member, &topic, 4, 1..4).await?;
     let mut driver = Driver::join(&member, &group, &topic).await?;
     driver.until("all is read", |heard| heard.messages.len() == 12).await?;
     driver.close().await?;
     assert_eq!(member.committed(&group, &topic).await?.len(), 2);
     assert_eq!(member.describe_topic(&topic).await?.partitions.len(), 2);
+    // A start by time, a reader, and parked keys.
+    let start = StartPosition::Time(Timestamp::from_millis(0));
+    let by_time =
+        SourceOptions::new(crate::support::drive::group("t"), vec![topic.clone()]).with_start(start);
+    member.source(by_time).await?.close(PATIENCE).await?;
+    let (mut found, end) = (Vec::new(), NextOffset(100));
+    let mut reader = member.read(ReadRange::new(topic.clone(), 0, 1, end)).await?;
+    while reader.next(100, &mut found).await? > 0 {}
+    assert!(!found.is_empty());
+    let partition = PartitionId::new(topic.clone(), 0);
+    let parking = member.parking(&group).await?;
+    let (epoch, request) = (Epoch(100), Bytes::from_static(b"request"));
+    assert_eq!(parking.claim(&partition, epoch).await?, None);
+    parking.keep(&partition, epoch, Bytes::from_static(b"list")).await?;
+    assert_eq!(parking.read(&partition).await?, Some(Bytes::from_static(b"list")));
+    parking.ask(&partition, request.clone()).await?;
+    assert_eq!(parking.asked(&partition).await?, std::slice::from_ref(&request));
+    parking.answered(&partition, &request).await?;
+    assert_eq!(parking.asked(&partition).await?.len(), 0);
+    Ok(())
+}
+
+/// What is lacking is said as such, and before a time-out where something is asked.
+async fn denials(home: Home) -> Tested {
+    let topic = topic("denied");
+    let all = permitted(&topic);
+    let without = |what: &str| {
+        let lacking: Vec<_> = all.iter().filter(|subject| !subject.starts_with(what)).cloned().collect();
+        assert_eq!(lacking.len() + 1, all.len(), "{what}");
+        lacking
+    };
+    let lacks = [
+        ("info", format!("$JS.API.STREAM.INFO.{topic}")),
+        ("publish", format!("{topic}.*")),
+        ("consumer", "$JS.API.CONSUMER.CREATE".to_owned()),
+        ("next", "$JS.API.CONSUMER.MSG.NEXT".to_owned()),
+        ("state", "$KV.ebus".to_owned()),
+        ("records", "$JS.API.STREAM.MSG.GET.KV_ebus".to_owned()),
+    ];
+    let users: Vec<_> = lacks.iter().map(|(name, what)| user(name, &without(what))).collect();
+    let (server, admin) = with_users(&home, &topic, &users).await?;
+    publish(&admin, &topic, 4, 1..4).await?;
+    let as_user = |name: &str| {
+        let config = config(&server.url()).with_user(name, "p").with_publish_timeout(Duration::from_secs(2));
+        NatsBackend::connect(config)
+    };
+    let began = Instant::now();
+    let message = || Publish::new(topic.clone(), Message::new("x"));
+    let backend = as_user("info").await?;
+    refused(backend.describe_topic(&topic).await, ErrorKind::Denied, "does not allow")?;
+    refused(backend.publisher().publish(message()).await, ErrorKind::Denied, "does not allow")?;
+    let backend = as_user("state").await?;
+    refused(Driver::join(&backend, &group("g"), &topic).await, ErrorKind::Denied, "does not allow")?;
+    refused(backend.parking(&group("g")).await, ErrorKind::Denied, "does not allow")?;
+    let backend = as_user("records").await?;
+    refused(Driver::join(&backend, &group("g"), &topic).await, ErrorKind::Denied, "does not allow")?;
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "all before the time-out of one request: {:?}",
+        began.elapsed()
+    );
+    let backend = as_user("publish").await?;
+    refused(backend.publisher().publish(message()).await, ErrorKind::Denied, "does not allow")?;
+    for name in ["consumer", "next"] {
+        let mut driver = Driver::join(&as_user(name).await?, &group("g"), &topic).await?;
+        driver.until(name, |heard| heard.trouble.iter().any(|e| e.kind() == ErrorKind::Denied)).await?;
+        assert_eq!(driver.heard.messages.len(), 0);
+        driver.close().await?;
+    }
     Ok(())
 }
