@@ -136,6 +136,13 @@ impl Connection {
         self.events.has_changed().is_err()
     }
 
+    /// Waits a moment for what failed to show whether its task has ended: a request fails somewhat before.
+    pub(crate) async fn has_settled(&self) {
+        let mut events = self.events.clone();
+        let ended = async { while events.changed().await.is_ok() {} };
+        tokio::time::timeout(LOOK_AGAIN, ended).await.unwrap_or_default();
+    }
+
     /// Resolves when something happened to the connection since the last call of this clone, and now and then while it is
     /// down: the client tells of an event just before its state changes, so a look right after it may come too early.
     pub(crate) async fn changed(&mut self) {

@@ -97,7 +97,11 @@ impl NatsReader {
                         let feed = if is_stuck {
                             Feed::raw(&connection, spec, Duration::ZERO)
                         } else {
-                            Feed::open(&connection, spec).await?
+                            let opened = Feed::open(&connection, spec).await;
+                            if opened.is_err() {
+                                connection.has_settled().await;
+                            }
+                            opened?
                         };
                         Ok((connection, feed))
                     }));
