@@ -358,7 +358,7 @@ async fn i06_batches_at_most_once_are_refused_at_the_start_and_later() {
     let none = tower::service_fn(|_: Vec<ebus_core::Delivery>| async {
         Ok::<_, std::convert::Infallible>(BatchOutcome::Each(Failures::new()))
     });
-    let handlers = Handlers::new().batch(topic(), Batch::of(2), none.clone());
+    let handlers = Handlers::new().batch(topic(), Batch::of(2), none);
     let error = Pool::start_with(script().1, once(), handlers).expect_err("no batches");
     assert!(
         error.kind() == ErrorKind::ConfigInvalid && error.to_string().contains("message by message"),
