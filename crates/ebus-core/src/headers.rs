@@ -64,6 +64,7 @@ impl Headers {
     }
 
     /// Bytes of all names and values.
+    #[inline]
     pub fn byte_len(&self) -> usize {
         self.iter().map(|(name, value)| name.len() + value.len()).sum()
     }

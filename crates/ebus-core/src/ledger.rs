@@ -2,8 +2,6 @@
 //!
 //! Pure bookkeeping for one partition under one epoch. No I/O, no clock.
 
-use std::collections::VecDeque;
-
 use crate::inherited::Inherited;
 use crate::position::{MAX_FRAME_LEN, varint_len};
 use crate::{NextOffset, OffsetSet, Position};
@@ -16,6 +14,9 @@ const LEAST_POSITION_LEN: usize = 3_500;
 /// to the next one counted twice (10 bytes at most), and the halves of two runs. What is new leaves them free, so that
 /// whoever owns the partition next has room for all that was read before.
 const REREAD_BYTES: usize = 12;
+
+/// Entries that have gone before the others are moved to their place: 1 KiB; fewer in tests, so that short ones get there.
+const LEAST_GONE: usize = if cfg!(test) { 4 } else { 64 };
 
 /// Limits of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,9 @@ pub struct Ledger {
     max_span: usize,
     /// Bytes that a set may have before it is made text.
     max_set_bytes: usize,
-    entries: VecDeque<Entry>,
+    /// In order of arrival. A vector, of which those before `first` have gone: cheaper per message than a ring.
+    entries: Vec<Entry>,
+    first: usize,
     read_to: NextOffset,
     inherited: Inherited,
     unfinished: usize,
@@ -122,7 +125,8 @@ impl Ledger {
         Self {
             max_span: limits.max_span,
             max_set_bytes: max_position_len.saturating_sub(MAX_FRAME_LEN) / 4 * 3,
-            entries: VecDeque::new(),
+            entries: Vec::new(),
+            first: 0,
             read_to: position.watermark,
             inherited: Inherited::new(position),
             unfinished: 0,
@@ -139,10 +143,11 @@ impl Ledger {
 
     /// Why a message at `offset` may not be read now; `None` when it may. O(1).
     pub fn full(&self, offset: u64) -> Option<Full> {
-        if self.entries.is_empty() {
+        let span = self.span();
+        if span == 0 {
             return None;
         }
-        if self.entries.len() >= self.max_span {
+        if span >= self.max_span {
             return Some(Full::Span);
         }
         let inherited_end = self.inherited.end().unwrap_or(0);
@@ -158,13 +163,14 @@ impl Ledger {
     /// of one number, every other offset can begin a run, and what is inherited stands behind them.
     fn most_run_bytes(&self, offset: u64) -> usize {
         let next = varint_len(offset.saturating_sub(self.read_to.0).saturating_add(1));
-        self.cost + next + (self.entries.len() + 2) / 2 + self.inherited.cost(self.read_to.0)
+        self.cost + next + (self.span() + 2) / 2 + self.inherited.cost(self.read_to.0)
     }
 
     /// Takes up a message that was read. Messages come in ascending order of offset.
     ///
     /// # Errors
     /// `Refused` when `offset` is tracked already, finished already, below what was read, or one that has no next.
+    #[inline]
     pub fn track(&mut self, offset: u64) -> Result<Tracked, Refused> {
         if offset < self.read_to.0 || offset == u64::MAX {
             return Err(Refused { offset });
@@ -172,7 +178,7 @@ impl Ledger {
         let cost = varint_len(offset - self.read_to.0 + 1) as u8;
         let finished = self.inherited.pass(offset);
         self.read_to = NextOffset::after(offset);
-        self.entries.push_back(Entry { offset, cost, finished });
+        self.entries.push(Entry { offset, cost, finished });
         self.cost += usize::from(cost);
         if finished {
             self.advance();
@@ -183,9 +189,11 @@ impl Ledger {
     }
 
     /// Marks the message at `offset` finished. False when it is not tracked or was finished before.
+    #[inline]
     pub fn finish(&mut self, offset: u64) -> bool {
-        let Some(index) = self.find(offset) else { return false };
-        let entry = &mut self.entries[index];
+        let tracked = &mut self.entries[self.first..];
+        let Some(index) = find(tracked, offset) else { return false };
+        let entry = &mut tracked[index];
         if entry.finished {
             return false;
         }
@@ -197,28 +205,25 @@ impl Ledger {
         true
     }
 
-    /// Where `offset` stands: first the place it has where there are no gaps, then by bisection below that.
-    fn find(&self, offset: u64) -> Option<usize> {
-        let first = self.entries.front()?.offset;
-        let distance = usize::try_from(offset.checked_sub(first)?).unwrap_or(usize::MAX);
-        let guess = distance.min(self.entries.len() - 1);
-        if self.entries[guess].offset == offset {
-            return Some(guess);
+    fn advance(&mut self) {
+        while let Some(entry) = self.entries.get(self.first).filter(|entry| entry.finished) {
+            self.cost -= usize::from(entry.cost);
+            self.first += 1;
         }
-        let index = self.entries.partition_point(|entry| entry.offset < offset);
-        self.entries.get(index).is_some_and(|entry| entry.offset == offset).then_some(index)
+        // What is moved is never more than what has gone: O(1) per message.
+        if self.first >= LEAST_GONE && self.first >= self.entries.len() / 2 {
+            self.entries.drain(..self.first);
+            self.first = 0;
+        }
     }
 
-    fn advance(&mut self) {
-        while let Some(entry) = self.entries.front().filter(|entry| entry.finished) {
-            self.cost -= usize::from(entry.cost);
-            self.entries.pop_front();
-        }
+    fn tracked(&self) -> &[Entry] {
+        &self.entries[self.first..]
     }
 
     /// All below it is finished: the first unfinished message that was read, or what is read next.
     pub fn watermark(&self) -> NextOffset {
-        self.entries.front().map_or(self.read_to, |entry| NextOffset(entry.offset))
+        self.tracked().first().map_or(self.read_to, |entry| NextOffset(entry.offset))
     }
 
     /// The offset after the last one that was read.
@@ -233,14 +238,14 @@ impl Ledger {
 
     /// Messages between the low watermark and what was read.
     pub fn span(&self) -> usize {
-        self.entries.len()
+        self.entries.len() - self.first
     }
 
     /// One snapshot of what is finished. O(span).
     pub fn position(&self) -> Position {
         let mut finished = OffsetSet::new();
         let mut run: Option<(u64, u64)> = None;
-        for entry in &self.entries {
+        for entry in self.tracked() {
             if entry.finished {
                 run = Some((run.map_or(entry.offset, |run| run.0), entry.offset + 1));
             } else if let Some((start, end)) = run.take() {
@@ -255,6 +260,15 @@ impl Ledger {
         }
         Position { watermark: self.watermark(), finished }
     }
+}
+
+/// Where `offset` stands: first the place it has where there are no gaps, then by bisection.
+fn find(tracked: &[Entry], offset: u64) -> Option<usize> {
+    let distance = usize::try_from(offset.checked_sub(tracked.first()?.offset)?).unwrap_or(usize::MAX);
+    if tracked.get(distance).is_some_and(|entry| entry.offset == offset) {
+        return Some(distance);
+    }
+    tracked.binary_search_by_key(&offset, |entry| entry.offset).ok()
 }
 
 #[cfg(test)]

@@ -107,6 +107,7 @@ impl Message {
     }
 
     /// Bytes of key, headers and payload: what the budget of the pool counts.
+    #[inline]
     pub fn byte_len(&self) -> usize {
         self.key.as_ref().map_or(0, |key| key.as_bytes().len()) + self.headers.byte_len() + self.payload.len()
     }

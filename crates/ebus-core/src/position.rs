@@ -119,7 +119,11 @@ impl Position {
 }
 
 /// Bytes of `value` as a varint.
+#[inline]
 pub(crate) fn varint_len(value: u64) -> usize {
+    if value < 128 {
+        return 1;
+    }
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
