@@ -1,12 +1,14 @@
 //! `cargo xtask costs`: instructions, allocations and bytes per message of the paths without a broker, beside those that are
 //! stored, so that a change that makes them dearer goes red on any machine, however busy.
 //!
-//! Counted by valgrind, of two runs: what the larger one costs more, divided by the messages that it has more.
+//! Counted by valgrind, of two runs: what the larger one costs more, divided by the messages that it has more. Of several such
+//! pairs the cheapest counts: a busy machine interrupts a run more often and adds to its work, and never takes from it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -18,10 +20,15 @@ const PATHS: [&str; 6] = ["pool", "pool-batch", "pool-waits", "pool-held", "publ
 /// Where messages are held.
 const HELD: [&str; 2] = ["pool-held", "publish"];
 /// Beyond the first handling of each key, when every buffer has found its size.
-const FEW: u64 = 50_000;
-const MANY: u64 = 150_000;
-/// Of what is stored. Two runs of the same program differ by less than 1 %.
+const FEW: u64 = 100_000;
+const MANY: u64 = 300_000;
+/// How often each is counted.
+const TIMES: usize = 2;
+/// Of what is stored. Two counts of the same program differ by less than 1 %.
 const TOLERANCE: f64 = 0.03;
+/// The same for instructions of a program that another compiler made: what a release of the compiler or of the C library has
+/// been seen to change, and more.
+const OTHER_COMPILER: f64 = 0.15;
 /// What two runs of the same program may differ by where the figure is about nothing: in allocations and in bytes.
 const NOISE: [f64; 3] = [1.0, 0.01, 4.0];
 const UNITS: [&str; 3] = ["instructions", "allocations", "bytes held"];
@@ -54,10 +61,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         return missing();
     }
     let program = build(workspace)?;
-    let mut counted = Stored { compiler: compiler()?, paths: BTreeMap::new() };
-    for path in PATHS {
-        counted.paths.insert(path.to_owned(), count(&program, path)?);
-    }
+    let counted = Stored { compiler: compiler()?, paths: count_all(&program)? };
     let file = workspace.root().join(STORED);
     let stored: Option<Stored> = match fs::read(&file) {
         Ok(text) => Some(serde_json::from_slice(&text).with_context(|| format!("{STORED} cannot be read"))?),
@@ -72,26 +76,33 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
 
 /// Prints all, and gives whether nothing is dearer than what is stored.
 fn report(counted: &Stored, stored: Option<&Stored>) -> bool {
-    let stored = match stored {
-        Some(stored) if stored.compiler != counted.compiler => {
-            println!(
-                "not compared: the stored figures are of {}, these of {}",
-                stored.compiler, counted.compiler
-            );
-            None
-        }
-        stored => stored,
-    };
+    let mut tolerances = [TOLERANCE; 3];
+    if let Some(stored) = stored.filter(|stored| stored.compiler != counted.compiler) {
+        tolerances[0] = OTHER_COMPILER;
+        println!(
+            "the stored figures are of {}, these of {}: {:.0} % more instructions are tolerated, not {:.0} %; allocations and bytes \
+             are compared as ever",
+            stored.compiler,
+            counted.compiler,
+            OTHER_COMPILER * 100.0,
+            TOLERANCE * 100.0
+        );
+    }
     println!("{:<11} {:>14} {:>14} {:>14}   per message", "", UNITS[0], UNITS[1], UNITS[2]);
     let mut kept = true;
     for (path, cost) in &counted.paths {
         let held = cost.bytes_held.map_or("-".to_owned(), |bytes| format!("{bytes:.1}"));
         println!("{path:<11} {:>14.1} {:>14.3} {held:>14}", cost.instructions, cost.allocations);
-        let Some(stored) = stored.and_then(|stored| stored.paths.get(path)) else { continue };
-        for (((now, before), noise), unit) in
-            cost.figures().into_iter().zip(stored.figures()).zip(NOISE).zip(UNITS)
+        let Some(stored) = stored else { continue };
+        let Some(stored) = stored.paths.get(path) else {
+            kept = false;
+            println!("{path}: FAILED: nothing is stored; store it with --store");
+            continue;
+        };
+        for ((((now, before), noise), unit), tolerance) in
+            cost.figures().into_iter().zip(stored.figures()).zip(NOISE).zip(UNITS).zip(tolerances)
         {
-            let tolerated = (before * TOLERANCE).max(noise);
+            let tolerated = (before * tolerance).max(noise);
             if now > before + tolerated {
                 kept = false;
                 println!("{path}: FAILED: {now:.2} {unit} per message; stored are {before:.2}");
@@ -106,6 +117,15 @@ fn report(counted: &Stored, stored: Option<&Stored>) -> bool {
 }
 
 impl Cost {
+    /// The lower one of each figure.
+    fn min(self, other: Self) -> Self {
+        Self {
+            instructions: self.instructions.min(other.instructions),
+            allocations: self.allocations.min(other.allocations),
+            bytes_held: self.bytes_held.zip(other.bytes_held).map(|(one, other)| one.min(other)),
+        }
+    }
+
     fn figures(&self) -> [f64; 3] {
         [self.instructions, self.allocations, self.bytes_held.unwrap_or_default()]
     }
@@ -131,6 +151,31 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
 fn compiler() -> Result<String> {
     let output = Command::new("rustc").arg("--version").output().context("could not run rustc")?;
     Ok(String::from_utf8(output.stdout)?.trim().to_owned() + " " + env::consts::ARCH)
+}
+
+/// As many at a time as there are processors.
+fn count_all(program: &Path) -> Result<BTreeMap<String, Cost>> {
+    let counts: Vec<&str> = PATHS.iter().flat_map(|path| [*path; TIMES]).collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<(&str, Cost)>> {
+        let mut done = Vec::new();
+        while let Some(path) = counts.get(next.fetch_add(1, Relaxed)) {
+            done.push((*path, count(program, path)?));
+        }
+        Ok(done)
+    };
+    let mut paths = BTreeMap::new();
+    thread::scope(|scope| {
+        let workers = thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            for (path, cost) in worker.join().expect("counting does not panic")? {
+                let least = paths.entry(path.to_owned()).or_insert(cost);
+                *least = least.min(cost);
+            }
+        }
+        Ok(paths)
+    })
 }
 
 fn count(program: &Path, path: &str) -> Result<Cost> {
@@ -204,8 +249,17 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_another_compiler_are_not_compared() {
-        let stored = Stored { compiler: "another".into(), ..one(1.0, 0.0, 0.0) };
-        assert!(report(&one(1_000.0, 1.0, 1.0), Some(&stored)));
+    fn another_compiler_may_make_more_instructions_and_not_more_allocations() {
+        let stored = Stored { compiler: "another".into(), ..one(1_000.0, 0.0, 200.0) };
+        assert!(report(&one(1_149.0, 0.0, 200.0), Some(&stored)));
+        for dearer in [one(1_151.0, 0.0, 200.0), one(1_000.0, 0.02, 200.0), one(1_000.0, 0.0, 207.0)] {
+            assert!(!report(&dearer, Some(&stored)), "{dearer:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_not_stored_fails() {
+        let stored = Stored { compiler: "rustc".into(), paths: BTreeMap::new() };
+        assert!(!report(&one(1.0, 0.0, 0.0), Some(&stored)));
     }
 }
