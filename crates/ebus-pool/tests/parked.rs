@@ -282,6 +282,27 @@ async fn p6_what_was_redriven_is_settled_without_a_run_when_the_source_delivers_
     assert_eq!(world.letters.told().len(), 3);
 }
 
+/// What it had redriven before it stopped was there only for the next owner: this one made it a dead letter again.
+#[tokio::test(start_paused = true)]
+async fn p6_what_was_redriven_before_a_redrive_stopped_is_no_dead_letter_when_it_comes_again() {
+    let (mut world, owned) = parked(4).await;
+    world.script.lose(owned);
+    world.bad.set(&[2]);
+    let owned = world.script.assign(0);
+    world.letters.redrive("a").await.expect("it is parked");
+    until("it has stopped", || world.letters.state().requests.is_empty()).await;
+    assert_eq!(world.letters.parked().await[0].redriven.0, 2);
+    world.script.rewind(owned, 0);
+    world.deliver(owned, &["a"; 5]);
+    world.finished(9).await;
+    let told: Vec<_> = world.letters.told().into_iter().map(|(offset, _)| offset).collect();
+    assert_eq!(told, [0, 1, 2, 3, 2, 3, 4], "0 and 1 were handled");
+    assert_eq!(world.pool.counters().skipped, 2);
+    world.bad.set(&[]);
+    world.redriven("a").await;
+    assert_eq!(world.log.starts(), [0, 0, 1, 2, 2, 3, 4]);
+}
+
 /// The same over a hand-over: the list knows it until the source has delivered all of it.
 #[tokio::test(start_paused = true)]
 async fn p6_what_was_redriven_does_not_run_at_the_next_owner_either() {

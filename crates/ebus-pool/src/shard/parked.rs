@@ -314,10 +314,17 @@ impl Shard {
 
     /// What became of a redriven message is written down.
     pub(super) fn kept_redriven(&mut self, lane: usize) {
-        let Some(redrive) = self.lanes[lane].redrive.as_mut() else { return };
-        let (handled, done) = (redrive.handled, redrive.done.take());
+        let Lane { head, redrive: Some(redrive), .. } = &mut self.lanes[lane] else { return };
+        let (handled, done, next_letter) = (redrive.handled, redrive.done.take(), redrive.place + 1);
+        let (owned, offset, key) =
+            (head.job.token.owned(), head.job.token.offset(), head.job.message.key.clone());
         if handled {
             self.shared.counters.redriven.fetch_add(1, Relaxed);
+            // If the redrive stops behind it, the source may yet deliver it: from an owner before this one.
+            let state = key.and_then(|key| self.parked_mut(owned)?.keys.get_mut(&key));
+            if let Some(State::Held(here, _)) = state {
+                here.key.advance(offset, next_letter);
+            }
         }
         self.advance(lane, Settlement::Finished);
         if let Some(done) = done {
