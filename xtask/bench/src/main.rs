@@ -12,6 +12,8 @@ use clap::Parser;
 mod cost;
 #[cfg(feature = "kafka")]
 mod kafka;
+// Only what has a broker is timed so far.
+#[cfg_attr(not(feature = "nats"), allow(dead_code))]
 mod latency;
 mod memory;
 #[cfg(feature = "nats")]
