@@ -67,7 +67,7 @@ impl Percentiles {
         let at = |part: f64| {
             // The smallest that is not below this part of all.
             let rank = (part * took.len() as f64).ceil() as usize;
-            took[rank.clamp(1, took.len()) - 1].as_secs_f64() * 1e6
+            took[rank.clamp(1, took.len()) - 1].as_nanos() as f64 / 1e3
         };
         Self { p50: at(0.5), p99: at(0.99), p99_9: at(0.999) }
     }
