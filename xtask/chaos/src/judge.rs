@@ -69,7 +69,7 @@ fn show(finding: &oracle::Finding, events: &[Event]) {
     let key = finding.events.iter().find_map(|event| event.key.as_ref());
     for event in events.iter().filter(|event| (from..=to).contains(&event.at_ns)) {
         let ours = match event.kind {
-            Kind::Assigned | Kind::Revoking | Kind::Released | Kind::Lost | Kind::Committed => {
+            Kind::Assigned | Kind::Revoking | Kind::Released | Kind::Lost | Kind::Committed | Kind::Kept => {
                 event.partition == partition
             }
             Kind::Settle => {

@@ -38,6 +38,9 @@ pub enum Kind {
     /// What the broker said is committed: all below `offset` is finished, and the runs in `finished`. Not before this
     /// event, but no later either.
     Committed,
+    /// An owner wrote which keys of its partition are parked, and how far they are redriven; `outcome` says whether that was
+    /// accepted.
+    Kept,
     /// `member` was killed, and is dead now: what it ran has ended, and what it owned is lost.
     Killed,
     /// `member` is stopped, as by SIGSTOP: it does and learns nothing until `continued`.
@@ -73,9 +76,9 @@ pub enum Outcome {
     Finished,
     /// A settlement: given up unfinished.
     Dropped,
-    /// A release: its last commit was accepted.
+    /// A release: its last commit was accepted. Of parked keys: they are kept.
     Accepted,
-    /// A release: its last commit was not accepted.
+    /// A release: its last commit was not accepted. Of parked keys: it failed, or nobody waited for the answer.
     Refused,
 }
 

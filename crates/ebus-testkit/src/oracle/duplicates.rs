@@ -34,7 +34,7 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
                         verdict.held_up += 1;
                         verdict.oldest_held_up = verdict.oldest_held_up.max(age);
                     }
-                    Excuse::Unaware => {}
+                    Excuse::Unaware | Excuse::Unkept => {}
                 }
             }
             Err(why) => verdict.find(
@@ -141,6 +141,8 @@ enum Excuse {
     HeldUp(Duration),
     /// The member did not know that it owned nothing any more.
     Unaware,
+    /// It was redriven, and its owner let go before the list of parked keys could say so.
+    Unkept,
 }
 
 /// Why `run` may repeat what was finished at `before`; an error says why it may not.
@@ -167,6 +169,9 @@ fn excuse(
         && facts.may_be_stale(rules, run.member, start)
     {
         return Ok(Excuse::Unaware);
+    }
+    if former.redriven && facts.could_not_keep(former.ownership(), before) {
+        return Ok(Excuse::Unkept);
     }
     let Some(crash) = facts.crashed_at(former.ownership()) else {
         return Err("and its owner had not crashed");

@@ -35,6 +35,8 @@ pub(super) struct Facts<'a> {
     /// When a message was finished: by success, by its dead letter, or by a drop that the user asked for. Ascending.
     pub(super) finished: HashMap<Work<'a>, Vec<At>>,
     pub(super) ownerships: HashMap<Ownership<'a>, Owned>,
+    /// When an ownership wrote its parked keys, and whether that was accepted. Ascending.
+    kept: HashMap<Ownership<'a>, Vec<(At, bool)>>,
     pub(super) faults: Faults<'a>,
 }
 
@@ -82,6 +84,7 @@ impl<'a> Facts<'a> {
             run_of: HashMap::new(),
             finished: HashMap::new(),
             ownerships: HashMap::new(),
+            kept: HashMap::new(),
             faults: Faults::default(),
         };
         // The runs that are open, by message, member, epoch and attempt.
@@ -183,6 +186,10 @@ impl<'a> Facts<'a> {
             Kind::Revoking => {
                 ownership(event)?;
             }
+            Kind::Kept => {
+                let accepted = event.outcome? == Outcome::Accepted;
+                self.kept.entry(ownership(event)?).or_default().push((at, accepted));
+            }
             kind if is_fault(kind) => self.faults.take(event)?,
             _ => {
                 let _ = (event.group.as_ref()?, place(event)?);
@@ -250,6 +257,13 @@ impl<'a> Facts<'a> {
     pub(super) fn may_be_stale(&self, rules: &Rules, member: &str, from: u64) -> bool {
         rules.recovers_within.is_none()
             || self.faults.keep_from_knowing(member, from, rules.aftermath(), rules.leases)
+    }
+
+    /// Whether an ownership could not keep what it redrove at `at`: it tried, and never succeeded after that.
+    pub(super) fn could_not_keep(&self, ownership: Ownership<'_>, at: At) -> bool {
+        let writes = self.kept.get(&ownership).map(Vec::as_slice).unwrap_or_default();
+        let after = &writes[writes.partition_point(|(write, _)| *write < at)..];
+        !after.is_empty() && after.iter().all(|(_, accepted)| !accepted)
     }
 
     pub(super) fn event(&self, at: At) -> &'a Event {

@@ -17,7 +17,8 @@
 //! another ownership if its own ended by `lost`, or by a release whose commit was refused, and no `committed` event before
 //! the second start says that it was finished. Such runs are counted as *replayed*. A run of a member that lost its
 //! partition without notice may overlap with one of the next owner, or repeat it, until shortly after `lost`; not when both
-//! go by one name, because a process knows what it lost.
+//! go by one name, because a process knows what it lost. And what was redriven may run again under another ownership if its own
+//! wrote the list of parked keys in vain after that, and never with success (`kept`).
 //!
 //! A group that is [at most once](Rules::at_most_once) is judged by other words: nothing starts twice, for no excuse (G6); nothing
 //! starts before it was settled, and nothing is settled and never started unless its owner crashed (G1); the starts of a key never

@@ -10,6 +10,7 @@ use ebus_core::{
     SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 
+use super::parking::RecordedParking;
 use super::{RecordedPublisher, RecordedSource, VersionOf, version_from_header};
 use crate::history::{Event, History, Kind, Name, name};
 
@@ -19,6 +20,7 @@ use crate::history::{Event, History, Kind, Name, name};
 ///   when its receipt has arrived.
 /// - Sources record `assigned`, `revoking`, `released`, `lost` and `settle`. A source that is dropped without `close` records
 ///   `lost` for all it owned: that is what a crash is to the others.
+/// - Stores of [parked keys](Backend::parking) record `kept`.
 /// - [`committed`](Backend::committed) records what it answers, so that the oracle can hold commits against runs.
 ///
 /// ```
@@ -108,7 +110,12 @@ impl<B: Backend + ?Sized> Backend for Recorded<B> {
     }
 
     async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
-        self.inner.parking(group).await
+        Ok(Arc::new(RecordedParking {
+            inner: self.inner.parking(group).await?,
+            history: self.history.clone(),
+            group: name(group.as_str()),
+            member: self.member.clone(),
+        }))
     }
 
     async fn close(&self, within: Duration) -> Result<(), Error> {

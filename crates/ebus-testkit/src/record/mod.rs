@@ -6,6 +6,7 @@
 mod backend;
 mod batch;
 mod handler;
+mod parking;
 mod publisher;
 mod source;
 

@@ -65,6 +65,33 @@ fn p6_redriven_twice_is_a_duplicate_but_for_a_crash() {
     finds(&handed_over.redriven("n", 2, "k", 0, Outcome::Ack), &rules(), &[(Promise::G6, 1)]);
 }
 
+/// Drained while the list could not be written: the next owner cannot know.
+#[test]
+fn p6_what_was_redriven_and_could_not_be_kept_may_run_again_at_the_next_owner() {
+    let next = |script: Script| script.released("m", 1, Outcome::Accepted).assigned("n", 2);
+    let again = |script: Script| next(script).redriven("n", 2, "k", 0, Outcome::Ack);
+    let before = parked().kept("m", 1, Outcome::Accepted).kept("m", 1, Outcome::Refused);
+    let redriven = before.redriven("m", 1, "k", 0, Outcome::Ack);
+    let refused = redriven.clone().kept("m", 1, Outcome::Refused).kept("m", 1, Outcome::Refused);
+    finds(&again(refused.clone()), &rules(), &[]);
+    finds(&next(refused.clone()).dead_letter_by("n", 2, "k", 0), &rules(), &[]);
+    let found = [(Promise::G6, 1)];
+    finds(&refused.clone().redriven("m", 1, "k", 0, Outcome::Ack), &rules(), &found);
+    finds(&again(refused.kept("m", 1, Outcome::Accepted)), &rules(), &found);
+    finds(&again(redriven.clone().kept("m", 1, Outcome::Accepted)), &rules(), &found);
+    finds(&again(redriven.clone()), &rules(), &found);
+    finds(&again(redriven.kept("m", 9, Outcome::Refused)), &rules(), &found);
+}
+
+/// It is no excuse for what was not redriven: that is committed, and the list has no part in it.
+#[test]
+fn p6_a_list_that_could_not_be_kept_excuses_no_other_run() {
+    let script = Script::new().stored("k", 0).assigned("m", 1).run("m", 1, "k", 0, Outcome::Ack);
+    let script = script.kept("m", 1, Outcome::Refused).released("m", 1, Outcome::Accepted);
+    let script = script.assigned("n", 2).run("n", 2, "k", 0, Outcome::Ack);
+    finds(&script, &rules(), &[(Promise::G6, 1)]);
+}
+
 /// Its dead letter was stored, and its owner let go before the list said so.
 #[test]
 fn p6_a_dead_letter_ends_its_message_when_it_is_settled() {

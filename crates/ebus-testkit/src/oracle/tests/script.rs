@@ -108,6 +108,10 @@ impl Script {
         self.ownership(Kind::Released, member, epoch, Some(outcome))
     }
 
+    pub(super) fn kept(self, member: &str, epoch: u64, outcome: Outcome) -> Self {
+        self.ownership(Kind::Kept, member, epoch, Some(outcome))
+    }
+
     pub(super) fn lost(self, member: &str, epoch: u64) -> Self {
         self.ownership(Kind::Lost, member, epoch, None)
     }
