@@ -30,7 +30,8 @@ impl Harness for OnMock {
             let why = "the mock removes no records and no topics, gives out what was aborted, and lets only members commit";
             return Some(why.into());
         }
-        let moves = one_of(&["d05", "d06", "d09", "d11", "d14", "d15", "g06"]);
+        let moves =
+            one_of(&["c10_at_most_once_is_handed_over", "d05", "d06", "d09", "d11", "d14", "d15", "g06"]);
         moves
             .then(|| {
                 "a rebalance of the mock takes a session less a second, in which it answers no commit and cannot be asked \
