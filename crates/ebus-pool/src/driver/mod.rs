@@ -460,32 +460,6 @@ impl Driver {
         let partition = self.partitions.get(owned.slot.index()).and_then(Option::as_ref);
         settlement == Settlement::Finished || partition.is_some_and(|partition| partition.owned == owned)
     }
-
-    /// Tells the source which partitions to read: those that the user has not paused and that hold no more than they should.
-    fn apply_pauses(&mut self) {
-        let (mut pause, mut resume) = (Vec::new(), Vec::new());
-        self.any_over_share = false;
-        for partition in self.partitions.iter_mut().flatten().filter(|partition| !partition.ending) {
-            partition.over_share =
-                self.budget.is_over(partition.owned.slot, self.owned_count, partition.over_share);
-            self.any_over_share |= partition.over_share;
-            let topic = &partition.id.topic;
-            let by_user =
-                self.all_paused || self.paused_topics.contains(topic) || self.given_up.contains(topic);
-            let unknown = partition.held_back.as_ref().is_some_and(|held_back| held_back.parked.is_none());
-            let want = partition.over_share || by_user || unknown;
-            if want != partition.paused {
-                partition.paused = want;
-                if want { pause.push(partition.owned) } else { resume.push(partition.owned) }
-            }
-        }
-        if !pause.is_empty() {
-            self.source.pause(&pause);
-        }
-        if !resume.is_empty() {
-            self.source.resume(&resume);
-        }
-    }
 }
 
 /// `now`, and as far behind it as there is time.

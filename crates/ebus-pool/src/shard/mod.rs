@@ -416,63 +416,6 @@ impl Shard {
         self.routes[route].ready.push_back(lane);
     }
 
-    /// Starts what is ready, as far as slots and readiness go: one of each route in turn.
-    fn start_ready(&mut self, pass: &mut Pass, cx: &mut Context<'_>) {
-        let mut in_vain = 0;
-        for _ in 0..CHUNK {
-            if in_vain >= self.routes.len() || pass.enough || pass.closed {
-                return;
-            }
-            let route = self.next_route % self.routes.len();
-            self.next_route = route + 1;
-            if !self.start_one(route, cx) {
-                in_vain += 1;
-                continue;
-            }
-            in_vain = 0;
-            pass.progress = true;
-            pass.enough = self.pace.called(self.index);
-            if !self.commands.is_empty() {
-                pass.closed = self.take_commands();
-            }
-        }
-    }
-
-    /// Starts the lane that waits longest on a route; false when there is none, or it cannot start.
-    fn start_one(&mut self, route: usize, cx: &mut Context<'_>) -> bool {
-        if self.routes[route].batches.is_some() {
-            return self.batch_one(route, cx);
-        }
-        let Some(&lane) = self.routes[route].ready.front() else { return false };
-        let head = &self.lanes[lane].head;
-        let owned = head.job.token.owned();
-        let Some(tenure) = self.tenures[owned.slot.index()].as_ref() else {
-            debug_assert!(false, "what is ready belongs to a tenure");
-            return false;
-        };
-        let attempt = head.attempts + 1;
-        let (credit, to) = (&mut self.credit, &mut self.routes[route]);
-        let begun = begin(&self.shared, self.index, credit, to, tenure, &head.job, attempt, cx);
-        if matches!(begun, Begun::Blocked) {
-            return false;
-        }
-        self.routes[route].ready.pop_front();
-        match begun {
-            Begun::Blocked => {}
-            Begun::LeaseOver => self.wait_for_lease(lane),
-            Begun::Ended(ended) => {
-                self.lanes[lane].head.attempts = attempt;
-                self.head_ended(lane, Some(ended));
-            }
-            Begun::Running(run) => {
-                self.lanes[lane].head.attempts = attempt;
-                self.lanes[lane].phase = Phase::Running { since: self.now };
-                self.push_run(lane, owned, run);
-            }
-        }
-        true
-    }
-
     fn push_run(&mut self, lane: usize, owned: Owned, run: PendingRun) {
         if let Some(tenure) = self.tenure(owned) {
             tenure.running += 1;
