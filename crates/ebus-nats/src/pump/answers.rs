@@ -7,8 +7,33 @@ use futures_util::StreamExt;
 
 use super::{BATCH, OPERATION, Pump, forget, uncertain};
 use crate::ack::Ack;
+use crate::batch::read_reply;
 use crate::error;
 use crate::flight::Flight;
+
+/// What an answer is to.
+#[derive(Debug, PartialEq, Eq)]
+enum Of {
+    /// A message by itself.
+    Message(u64),
+    /// A question for an uncertain message.
+    Question(u64),
+    /// A member of a batch, or its end: the batch and the position in it.
+    Member(u64, u64),
+}
+
+impl Of {
+    /// What stands behind the inbox in the reply subject.
+    fn read(tail: &str, prefix: &str) -> Option<Self> {
+        if let Some(number) = tail.strip_prefix(uncertain::ASKED) {
+            return number.parse().ok().map(Self::Question);
+        }
+        if let Ok(number) = tail.parse() {
+            return Some(Self::Message(number));
+        }
+        read_reply(tail, prefix).map(|(batch, position)| Self::Member(batch, position))
+    }
+}
 
 impl Pump {
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> bool {
@@ -27,15 +52,11 @@ impl Pump {
 
     fn answered(&mut self, message: &async_nats::Message) {
         let tail = message.subject.get(self.inbox.len() + 1..).unwrap_or_default();
-        if let Some(number) = tail.strip_prefix(uncertain::ASKED) {
-            if let Ok(number) = number.parse() {
-                self.told(number, message);
-            }
-            return;
-        }
-        let Ok(number) = tail.parse() else {
-            self.batch_answered(message);
-            return;
+        let number = match Of::read(tail, &self.id_prefix) {
+            Some(Of::Message(number)) => number,
+            Some(Of::Question(number)) => return self.told(number, message),
+            Some(Of::Member(batch, position)) => return self.batch_answered(batch, position, message),
+            None => return,
         };
         let Some((sequence, flight)) = self.take(number) else {
             return self.answered_late(number, message);
@@ -97,5 +118,23 @@ impl Pump {
         .with_operation(OPERATION)
         .with_context("stream", stream);
         self.fail(sequence, flight, error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch whose id began as a question's answer was never answered: one connection of 64.
+    #[test]
+    fn p1_the_answer_to_a_batch_is_no_other_whatever_its_id_begins_with() {
+        for first in "ABCZabcruz0189-_".chars() {
+            let prefix = format!("{first}bCdEfGhIjK");
+            let read = |tail: &str| Of::read(tail, &prefix);
+            assert_eq!(read(&format!("{prefix}12.500.fail.257.3.$FI")), Some(Of::Member(12, 257)));
+            assert_eq!(read(&format!("{}7", uncertain::ASKED)), Some(Of::Question(7)));
+            assert_eq!(read("7"), Some(Of::Message(7)));
+            assert_eq!(read("other"), None);
+        }
     }
 }

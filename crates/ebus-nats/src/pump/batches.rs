@@ -17,7 +17,7 @@ use futures_util::{Sink, StreamExt};
 
 use super::{OPERATION, Pump};
 use crate::ack::Ack;
-use crate::batch::{Batch, Outcome, Said, read_reply};
+use crate::batch::{Batch, Outcome, Said};
 use crate::convert;
 use crate::digits;
 use crate::flight::Flight;
@@ -166,9 +166,7 @@ impl Pump {
         }
     }
 
-    pub(super) fn batch_answered(&mut self, message: &async_nats::Message) {
-        let tail = message.subject.get(self.inbox.len() + 1..).unwrap_or_default();
-        let Some((id, position)) = read_reply(tail, &self.id_prefix) else { return };
+    pub(super) fn batch_answered(&mut self, id: u64, position: u64, message: &async_nats::Message) {
         self.notice_reconnect();
         // It may have ended before: then nothing is left to say.
         let Some(route) = self.batch(id).map(|batch| batch.route) else { return };

@@ -41,8 +41,8 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// "Duplicate message id is in process."
 const IN_PROCESS: u64 = 10_158;
 
-/// What the answers to questions have in front of the number.
-pub(super) const ASKED: char = 'u';
+/// What the answers to questions have in front of the number: no id of a batch begins like it, which has no dot.
+pub(super) const ASKED: &str = "u.";
 
 /// A message of a connection that ended, without an answer.
 pub(crate) struct Uncertain {
