@@ -34,7 +34,7 @@ const BLOCK: Duration = Duration::from_secs(60);
 pub(crate) async fn run(options: Options) -> Result<bool> {
     let time = options.time()?;
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
-    let nature = Nature::of(options.backend, options.nodes);
+    let nature = Nature::of(options.ground);
     // With one key that is blocked, no other is.
     let block = if options.blocked.is_some() { Duration::ZERO } else { BLOCK.min(time / 6) };
     let members = if options.blocked.is_some() { blocked::MEMBERS } else { options.members };
@@ -43,7 +43,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
         time,
         members,
         publishers: PUBLISHERS,
-        nodes: options.nodes,
+        nodes: options.ground.nodes,
         lease: nature.lease,
         cards: nature.cards.clone(),
     };
@@ -51,11 +51,10 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
         plan(&terms).iter().for_each(|step| println!("{:>8.1} s  {}", step.at.as_secs_f64(), step.act));
         return Ok(true);
     }
-    let dir = directory(&options.dir, &format!("{}-{seed}", options.backend.name()))?;
+    let dir = directory(&options.dir, &format!("{}-{seed}", options.ground.backend.name()))?;
     println!(
-        "{}, {} node(s), {members} members, {:.2} min, {} events/s, seed {seed}; histories in {}",
-        options.backend.name(),
-        options.nodes,
+        "{}, {members} members, {:.2} min, {} events/s, seed {seed}; histories in {}",
+        options.ground,
         time.as_secs_f64() / 60.0,
         options.events_per_second,
         dir.display()
@@ -68,8 +67,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
         (name, part.killed)
     });
     let mut run = RunFile {
-        backend: options.backend,
-        nodes: options.nodes,
+        ground: options.ground,
         members,
         minutes: time.as_secs_f64() / 60.0,
         blocked: options.blocked.is_some(),

@@ -53,7 +53,7 @@ pub(crate) fn events(dir: &Path, run: &RunFile) -> Result<(Vec<Event>, usize)> {
 
 pub(crate) fn judge(run: &RunFile, events: &[Event], torn: usize) -> (Report, oracle::Verdict) {
     let began = Instant::now();
-    let nature = Nature::of(run.backend, run.nodes);
+    let nature = Nature::of(run.ground);
     let verdict = oracle::judge(events, &nature.rules(run.mode));
     let times = Times::of(events, &run.done, &Names::default().topic);
     let blocked = run.blocked.then(|| Figures::of(events, run, &nature, &times));

@@ -1,5 +1,6 @@
 //! What `run` is asked for.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,28 @@ impl Backend {
     }
 }
 
+/// The broker, and how its groups are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args, Serialize, Deserialize)]
+pub(crate) struct Ground {
+    /// The backend
+    #[arg(long, value_enum)]
+    pub(crate) backend: Backend,
+    /// Nodes of the broker: with 3, nodes are lost in turn
+    #[arg(long, default_value_t = 1)]
+    pub(crate) nodes: usize,
+    /// Kafka: members join by the consumer protocol (KIP-848), not the classic one
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) consumer_protocol: bool,
+}
+
+impl fmt::Display for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} node(s)", self.backend.name(), self.nodes)?;
+        if self.consumer_protocol { f.write_str(", consumer protocol") } else { Ok(()) }
+    }
+}
+
 /// How members handle.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
 pub(crate) struct Mode {
@@ -47,9 +70,8 @@ impl Mode {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Options {
-    /// The backend
-    #[arg(long, value_enum)]
-    pub(crate) backend: Backend,
+    #[command(flatten)]
+    pub(crate) ground: Ground,
     /// How long publishers publish and things fail; then everything is healed and finished. A fraction is fine
     #[arg(long, default_value_t = 2.0)]
     pub(crate) minutes: f64,
@@ -66,9 +88,6 @@ pub(crate) struct Options {
     /// Events that all publishers publish together
     #[arg(long, default_value_t = 1_000, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub(crate) events_per_second: u32,
-    /// Nodes of the broker: with 3, nodes are lost in turn
-    #[arg(long, default_value_t = 1)]
-    pub(crate) nodes: usize,
     #[command(flatten)]
     pub(crate) mode: Mode,
     /// Where to write the report as JSON
@@ -95,7 +114,10 @@ impl Options {
             bail!("--blocked asks what runs again of single messages; leave --batches and --parks out");
         }
         let minutes = Duration::from_secs_f64(self.minutes * 60.0);
-        match (self.backend, self.nodes) {
+        if self.ground.consumer_protocol && self.ground.backend != Backend::Kafka {
+            bail!("--consumer-protocol is one of Kafka's; leave it out, or give --backend kafka");
+        }
+        match (self.ground.backend, self.ground.nodes) {
             (Backend::Memory, 1) | (_, 1 | 3) => Ok(self.blocked.map_or(minutes, Duration::from_secs)),
             (Backend::Memory, _) => {
                 bail!("--nodes is for brokers that have some; the one in memory has none")

@@ -9,7 +9,7 @@ use ebus_testkit::oracle;
 use serde::{Deserialize, Serialize};
 
 use crate::blocked::Figures;
-use crate::options::{Backend, Mode};
+use crate::options::{Ground, Mode};
 use crate::times::{Spread, Times};
 use crate::verdict::Back;
 
@@ -26,8 +26,8 @@ pub(crate) struct Done {
 /// What a run was, kept beside its histories so that it can be judged again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RunFile {
-    pub(crate) backend: Backend,
-    pub(crate) nodes: usize,
+    #[serde(flatten)]
+    pub(crate) ground: Ground,
     pub(crate) members: u32,
     pub(crate) minutes: f64,
     /// One key was blocked, and its owners were ended.
@@ -75,8 +75,8 @@ impl RunFile {
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     kept: bool,
-    backend: Backend,
-    nodes: usize,
+    #[serde(flatten)]
+    ground: Ground,
     members: u32,
     minutes: f64,
     mode: Mode,
@@ -131,8 +131,7 @@ impl Report {
                 && !back_broken
                 && run.trouble.is_empty()
                 && judging.blocked.as_ref().is_none_or(Figures::kept),
-            backend: run.backend,
-            nodes: run.nodes,
+            ground: run.ground,
             members: run.members,
             minutes: run.minutes,
             mode: run.mode,
@@ -188,11 +187,10 @@ impl fmt::Display for Report {
             back.findings.iter().try_for_each(|finding| writeln!(f, "read back: {finding}"))?;
         }
         self.trouble.iter().try_for_each(|trouble| writeln!(f, "trouble: {trouble}"))?;
-        let Self { backend, nodes, members, minutes, events_per_second, seed, .. } = self;
+        let Self { ground, members, minutes, events_per_second, seed, .. } = self;
         writeln!(
             f,
-            "\n{}, {nodes} node(s), {members} members, {minutes:.2} min, {events_per_second} events/s, seed {seed}{}",
-            backend.name(),
+            "\n{ground}, {members} members, {minutes:.2} min, {events_per_second} events/s, seed {seed}{}",
             self.mode.args().iter().map(|arg| format!(" {arg}")).collect::<String>()
         )?;
         let faults: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();

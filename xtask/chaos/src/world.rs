@@ -11,7 +11,7 @@ use ebus_testkit::oracle::Rules;
 
 use crate::member::BATCH;
 use crate::memory::Memory;
-use crate::options::{self, Mode, Options};
+use crate::options::{self, Ground, Mode, Options};
 use crate::plan::{Act, Card};
 use crate::processes::Processes;
 use crate::publisher::Load;
@@ -52,7 +52,8 @@ const MAX_IN_FLIGHT: usize = 1_024;
 const EXPLAINED: usize = 40;
 
 impl Nature {
-    pub(crate) fn of(backend: options::Backend, nodes: usize) -> Self {
+    pub(crate) fn of(ground: Ground) -> Self {
+        let Ground { backend, nodes, consumer_protocol } = ground;
         let secs = Duration::from_secs;
         let broker = if nodes == 1 { &Card::BROKER[..] } else { &Card::CLUSTER };
         let cards = match backend {
@@ -66,8 +67,9 @@ impl Nature {
             options::Backend::Nats if nodes == 1 => (secs(3), true, secs(10)),
             options::Backend::Nats => (secs(15), true, secs(15)),
         };
-        let group_waits = backend == options::Backend::Kafka;
-        let left_within = (!group_waits).then_some(secs(1));
+        let kafka = backend == options::Backend::Kafka;
+        let group_waits = kafka && !consumer_protocol;
+        let left_within = (!kafka).then_some(secs(1));
         Self { lease, cards, leases, group_waits, recovers_within, left_within }
     }
 
@@ -131,14 +133,14 @@ impl World {
             rate: (options.events_per_second / PUBLISHERS).max(1),
             block_ms: block.as_millis() as u64,
         };
-        let world = match options.backend {
+        let world = match options.ground.backend {
             options::Backend::Memory => {
                 Self::Memory(Box::new(Memory::new(marks, files, load, options.mode)?))
             }
             _ => Self::Processes(Box::new(Processes::launch(options, members, marks, files, load)?)),
         };
         let (names, backend) = (Names::default(), world.connect().await.map_err(chained)?);
-        let replicas = options.nodes as u16;
+        let replicas = options.ground.nodes as u16;
         for (topic, partitions) in [(names.topic, PARTITIONS), (names.dead_letters, 2)] {
             let spec = TopicSpec::new(Topic::new(&topic)?, partitions).with_replicas(replicas);
             let created = backend.create_topic(&spec).await;

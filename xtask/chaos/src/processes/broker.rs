@@ -15,11 +15,14 @@ use ebus_testkit::proxy::Line;
 use tokio::sync::oneshot;
 
 use super::Reach;
-use crate::options::Backend;
+use crate::options::{Backend, Ground};
 use crate::world::Marks;
 
 /// A session that ends soon, and publishes that fail sooner than the publisher waits for them at the end.
 const KAFKA_SETTINGS: &str = "session_timeout_ms=6000&delivery_timeout_ms=15000";
+/// With the consumer protocol it is the broker that says when a session ends, and how often it is to hear of a member.
+const KAFKA_GROUPS: [(&str, &str); 2] =
+    [("group.consumer.session.timeout.ms", "6000"), ("group.consumer.heartbeat.interval.ms", "500")];
 
 /// What is done to a node.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ pub(super) enum Operation {
 
 #[derive(Debug)]
 pub(super) struct Broker {
-    backend: Backend,
+    ground: Ground,
     url: String,
     addresses: Vec<SocketAddr>,
     /// Of a broker that tells its clients where it is.
@@ -47,13 +50,16 @@ pub(super) struct Broker {
 
 impl Broker {
     /// For so many processes at once.
-    pub(super) fn launch(backend: Backend, nodes: usize, processes: usize, marks: Marks) -> Result<Self> {
+    pub(super) fn launch(ground: Ground, processes: usize, marks: Marks) -> Result<Self> {
+        let Ground { backend, nodes, .. } = ground;
         let home = Home::from_env().with_context(|| {
             format!("{} names no directory of brokers; run `cargo xtask chaos`, which does", Home::VARIABLE)
         })?;
         let server = match backend {
             Backend::Kafka => {
-                launch_kafka(&home, KafkaConfig::default().with_nodes(nodes).with_links(processes))?
+                let config = KafkaConfig::default().with_nodes(nodes).with_links(processes);
+                let with = |config: KafkaConfig, (name, value)| config.with_property(name, value);
+                launch_kafka(&home, KAFKA_GROUPS.into_iter().fold(config, with))?
             }
             Backend::Nats => launch_nats(&home, NatsConfig::default().with_nodes(nodes))?,
             Backend::Memory => bail!("the broker in memory is not launched"),
@@ -64,7 +70,7 @@ impl Broker {
         let trouble = Arc::default();
         let worker = Worker { server, marks, trouble: Arc::clone(&trouble), down: vec![false; nodes] };
         let thread = std::thread::Builder::new().name("broker".into()).spawn(move || worker.run(&ordered))?;
-        Ok(Self { backend, url, addresses, links, orders: Some(orders), trouble, thread: Some(thread) })
+        Ok(Self { ground, url, addresses, links, orders: Some(orders), trouble, thread: Some(thread) })
     }
 
     /// The broker itself.
@@ -74,14 +80,18 @@ impl Broker {
 
     /// The network of one process more.
     pub(super) fn network(&self) -> Result<Reach> {
-        if self.backend == Backend::Nats {
+        if self.ground.backend == Backend::Nats {
             let line = Line::to(self.addresses.iter().map(SocketAddr::to_string))?;
             let url = line.url("nats");
             return Ok((line, url));
         }
         for link in &self.links {
             match Line::open(link.routes()) {
-                Ok(line) => return Ok((line, format!("{}?{KAFKA_SETTINGS}", link.url("kafka")))),
+                Ok(line) => {
+                    let protocol = if self.ground.consumer_protocol { "consumer" } else { "classic" };
+                    let url = link.url("kafka");
+                    return Ok((line, format!("{url}?{KAFKA_SETTINGS}&group_protocol={protocol}")));
+                }
                 // Another process has it.
                 Err(error) if error.kind() == ErrorKind::AddrInUse => {}
                 Err(error) => return Err(error.into()),

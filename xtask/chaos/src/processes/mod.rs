@@ -52,7 +52,7 @@ impl Processes {
     ) -> Result<Self> {
         let program = std::env::current_exe().context("could not find this program")?;
         let processes = PUBLISHERS as usize + members as usize + LEAVING;
-        let broker = Broker::launch(options.backend, options.nodes, processes, marks.clone())?;
+        let broker = Broker::launch(options.ground, processes, marks.clone())?;
         let parts = vec![Part::new(files.history("driver"), false)];
         Ok(Self {
             marks,
