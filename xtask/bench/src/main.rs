@@ -12,8 +12,8 @@ use clap::Parser;
 mod cost;
 #[cfg(feature = "kafka")]
 mod kafka;
-// Only what has a broker is timed so far.
-#[cfg_attr(not(feature = "nats"), allow(dead_code))]
+// Only what has a broker is timed.
+#[cfg_attr(not(any(feature = "kafka", feature = "nats")), allow(dead_code))]
 mod latency;
 mod memory;
 #[cfg(feature = "nats")]
@@ -54,7 +54,7 @@ struct Args {
 /// What is measured.
 enum Measured {
     Rate(Box<dyn Benchmark>),
-    #[cfg_attr(not(feature = "nats"), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "kafka", feature = "nats")), allow(dead_code))]
     Latency(Box<dyn Latency>),
 }
 
@@ -84,6 +84,8 @@ fn all() -> Vec<Measured> {
         Measured::rate(kafka::Publish::default()),
         #[cfg(feature = "kafka")]
         Measured::rate(kafka::Consume::default()),
+        #[cfg(feature = "kafka")]
+        Measured::Latency(Box::new(kafka::EndToEnd::default())),
         #[cfg(feature = "nats")]
         Measured::rate(nats::Publish::default()),
         #[cfg(feature = "nats")]
@@ -174,7 +176,7 @@ mod tests {
     fn a_name_chooses_one_and_what_stands_before_its_dash_chooses_all_of_a_broker() {
         assert_eq!(names(&["memory"]), ["memory"]);
         #[cfg(feature = "kafka")]
-        assert_eq!(names(&["kafka"]), ["kafka-publish", "kafka-consume"]);
+        assert_eq!(names(&["kafka"]), ["kafka-publish", "kafka-consume", "kafka-latency"]);
         #[cfg(feature = "nats")]
         assert_eq!(names(&["nats-publish", "memory"]), ["memory", "nats-publish"]);
     }

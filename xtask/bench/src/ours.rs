@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use ebus_core::{Backend, Error, Group, Message, Outcome, Publish, PublishService, SourceOptions, Topic};
+use ebus_core::{
+    Backend, Delivery, Error, Group, Message, Outcome, Publish, PublishService, SourceOptions, Topic,
+};
 use ebus_pool::{Handlers, Pool, PoolConfig};
 
+use crate::latency::{Percentiles, Stopwatch};
 use crate::work::Countdown;
 
 /// Publishes `n` messages and waits for their receipts, with up to `window` of them on their way: the bound of the
@@ -85,4 +88,42 @@ pub(crate) async fn consume(backend: &dyn Backend, topic: &Topic, group: &str, n
         ensure!(position == Some(end), "partition {partition}: {position:?} is committed, not {end:?}");
     }
     Ok(rate)
+}
+
+/// Publishes to an empty topic at the pace that is measured, reads it in a new group, and tells what the messages took from the one to
+/// the other.
+pub(crate) async fn latency<S>(
+    backend: &dyn Backend,
+    mut producer: S,
+    topic: &Topic,
+    group: &str,
+) -> Result<Percentiles>
+where
+    S: PublishService<Error = Error>,
+{
+    let group = Group::new(group)?;
+    let stopwatch = Stopwatch::new();
+    let seen = stopwatch.clone();
+    let handler = tower::service_fn(move |delivery: Delivery| {
+        seen.handled(delivery.payload());
+        std::future::ready(Ok::<_, Infallible>(Outcome::Ack))
+    });
+    let source = backend.source(SourceOptions::new(group.clone(), vec![topic.clone()])).await?;
+    let pool = Pool::start_with(source, PoolConfig::new(group), Handlers::new().on(topic.clone(), handler))?;
+    let (to, mut paced) = (topic.clone(), stopwatch.paced());
+    let publishing = tokio::spawn(async move {
+        let mut receipts = Vec::new();
+        while let Some(message) = paced.next().await {
+            poll_fn(|cx| producer.poll_ready(cx)).await?;
+            receipts.push(producer.call(Publish::new(to.clone(), message)));
+        }
+        for receipt in receipts {
+            receipt.await?;
+        }
+        anyhow::Ok(())
+    });
+    publishing.await??;
+    stopwatch.done().await;
+    pool.drain(Duration::from_secs(30)).await.committed?;
+    stopwatch.percentiles()
 }

@@ -1,6 +1,6 @@
 //! The broker, and topics that go away after the benchmark.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::ClientConfig;
@@ -59,7 +59,26 @@ impl Cluster {
             result.map_err(|(name, code)| anyhow::anyhow!("could not create {name}: {code}"))?;
         }
         self.topics.push(name.clone());
+        self.until_known(&name).await?;
         Ok(name)
+    }
+
+    /// What is created the broker knows a moment later.
+    async fn until_known(&self, name: &str) -> Result<()> {
+        let (admin, name) = (self.admin()?, name.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let end = Instant::now() + WITHIN;
+            loop {
+                let metadata = admin.inner().fetch_metadata(Some(&name), WITHIN)?;
+                let known = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+                if known == PARTITIONS as usize {
+                    return Ok(());
+                }
+                ensure!(Instant::now() < end, "{name} has {known} partitions after {WITHIN:?}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        })
+        .await?
     }
 
     pub(crate) async fn delete_topic(&mut self, name: &str) -> Result<()> {

@@ -6,8 +6,10 @@
 
 mod cluster;
 mod consume;
+mod latency;
 mod publish;
 mod raw;
 
 pub(crate) use consume::Consume;
+pub(crate) use latency::EndToEnd;
 pub(crate) use publish::Publish;

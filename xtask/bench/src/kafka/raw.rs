@@ -10,7 +10,7 @@ use ebus_core::{Key, Message};
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -41,7 +41,7 @@ pub(crate) const CONSUMER: [(&str, &str); 7] = [
     ("enable.auto.commit", "false"),
 ];
 
-const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
+pub(crate) const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
 const SLAB: usize = 64 << 10;
 
 pub(crate) fn shown(settings: &[(&str, &str)]) -> String {
@@ -50,18 +50,26 @@ pub(crate) fn shown(settings: &[(&str, &str)]) -> String {
 
 /// Counts delivery reports.
 #[derive(Default)]
-struct Reports {
+pub(crate) struct Reports {
     stored: AtomicUsize,
     failed: Mutex<Option<KafkaError>>,
 }
 
 impl Reports {
     /// Fails when a message was not stored.
-    fn check(&self) -> Result<()> {
+    fn none_failed(&self) -> Result<()> {
         match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(error) => Err(error).context("a message was not stored"),
             None => Ok(()),
         }
+    }
+
+    /// Fails when not all of `n` messages were stored.
+    pub(crate) fn check(&self, n: usize) -> Result<()> {
+        self.none_failed()?;
+        let stored = self.stored.load(Ordering::Relaxed);
+        ensure!(stored == n, "{stored} messages were stored, not {n}");
+        Ok(())
     }
 }
 
@@ -102,7 +110,7 @@ pub(crate) fn publish(mut client: ClientConfig, topic: &str, messages: &[Message
                 "could not publish: {error}"
             );
             producer.poll(Duration::from_millis(10));
-            producer.context().check()?;
+            producer.context().none_failed()?;
             record = again;
         }
         if i % 256 == 0 {
@@ -111,10 +119,7 @@ pub(crate) fn publish(mut client: ClientConfig, topic: &str, messages: &[Message
     }
     producer.flush(Duration::from_secs(60)).context("not all was delivered")?;
     let rate = n as f64 / begun.elapsed().as_secs_f64();
-    let reports = producer.context();
-    reports.check()?;
-    let stored = reports.stored.load(Ordering::Relaxed);
-    ensure!(stored == n, "{stored} messages were stored, not {n}");
+    producer.context().check(n)?;
     Ok(rate)
 }
 
@@ -127,7 +132,7 @@ pub(crate) fn consume(mut client: ClientConfig, topic: &str, group: &str, length
     let consumer: BaseConsumer = client.create()?;
     consumer.subscribe(&[topic])?;
     let n = lengths.iter().sum::<i64>();
-    let mut next = [Offset::Invalid; PARTITIONS as usize];
+    let mut next = Next::default();
     let mut slab = BytesMut::new();
     let (mut first, mut committed) = (None, Instant::now());
     let mut seen = 0;
@@ -140,15 +145,15 @@ pub(crate) fn consume(mut client: ClientConfig, topic: &str, group: &str, length
         let message = message?;
         first.get_or_insert_with(Instant::now);
         std::hint::black_box(own(&message, &mut slab));
-        next[usize::try_from(message.partition())?] = Offset::Offset(message.offset() + 1);
+        next.has_read(&message)?;
         seen += 1;
         if seen % 1_024 == 0 && committed.elapsed() >= COMMIT_INTERVAL {
-            consumer.commit(&list(topic, &next)?, CommitMode::Async)?;
+            consumer.commit(&next.list(topic)?, CommitMode::Async)?;
             committed = Instant::now();
         }
     }
     let rate = n as f64 / first.unwrap_or(waiting_since).elapsed().as_secs_f64();
-    consumer.commit(&list(topic, &next)?, CommitMode::Sync)?;
+    consumer.commit(&next.list(topic)?, CommitMode::Sync)?;
     for partition in consumer.committed(Duration::from_secs(10))?.elements() {
         let end = Offset::Offset(lengths[usize::try_from(partition.partition())?]);
         let position = partition.offset();
@@ -173,12 +178,28 @@ fn own(message: &impl rdkafka::Message, slab: &mut BytesMut) -> (Bytes, Bytes) {
     (owned_key, slab.split().freeze())
 }
 
-fn list(topic: &str, next: &[Offset]) -> Result<TopicPartitionList> {
-    let mut list = TopicPartitionList::new();
-    for (partition, offset) in (0..).zip(next) {
-        if *offset != Offset::Invalid {
-            list.add_partition_offset(topic, partition, *offset)?;
-        }
+/// What is read next in each partition.
+#[derive(Default)]
+pub(crate) struct Next([Option<i64>; PARTITIONS as usize]);
+
+impl Next {
+    pub(crate) fn has_read(&mut self, message: &impl rdkafka::Message) -> Result<()> {
+        self.0[usize::try_from(message.partition())?] = Some(message.offset() + 1);
+        Ok(())
     }
-    Ok(list)
+
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.iter().any(Option::is_some)
+    }
+
+    /// As commit takes it.
+    pub(crate) fn list(&self, topic: &str) -> Result<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for (partition, next) in (0..).zip(self.0) {
+            if let Some(next) = next {
+                list.add_partition_offset(topic, partition, Offset::Offset(next))?;
+            }
+        }
+        Ok(list)
+    }
 }

@@ -1,7 +1,5 @@
 //! From publishing to the handler, over the server, under a light load.
 
-use std::convert::Infallible;
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +7,9 @@ use anyhow::{Context, Result};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::{HeaderMap, Subject};
 use async_trait::async_trait;
-use ebus_core::{Backend, Delivery, Group, Key, Outcome, Publish, SourceOptions};
+use ebus_core::{Backend, Key};
 use ebus_nats::NatsBackend;
-use ebus_pool::{Handlers, Pool, PoolConfig};
 use futures_util::StreamExt;
-use tower::Service;
 
 use crate::latency::{Latency, Percentiles, Stopwatch, load};
 use crate::nats::raw::{Acks, KEY};
@@ -71,35 +67,10 @@ impl Latency for EndToEnd {
         let (server, group) = self.server()?;
         let backend = NatsBackend::connect(server.config()?).await?;
         let topic = server.create_topic(&backend).await?;
-        let group = Group::new(group)?;
-        let stopwatch = Stopwatch::new();
-        let seen = stopwatch.clone();
-        let handler = tower::service_fn(move |delivery: Delivery| {
-            seen.handled(delivery.payload());
-            std::future::ready(Ok::<_, Infallible>(Outcome::Ack))
-        });
-        let source = backend.source(SourceOptions::new(group.clone(), vec![topic.clone()])).await?;
-        let handlers = Handlers::new().on(topic.clone(), handler);
-        let pool = Pool::start_with(source, PoolConfig::new(group), handlers)?;
-        let (mut producer, mut paced) = (backend.producer(), stopwatch.paced());
-        let to = topic.clone();
-        let publishing = tokio::spawn(async move {
-            let mut receipts = Vec::new();
-            while let Some(message) = paced.next().await {
-                poll_fn(|cx| producer.poll_ready(cx)).await?;
-                receipts.push(producer.call(Publish::new(to.clone(), message)));
-            }
-            for receipt in receipts {
-                receipt.await?;
-            }
-            anyhow::Ok(())
-        });
-        publishing.await??;
-        stopwatch.done().await;
-        pool.drain(Duration::from_secs(30)).await.committed?;
+        let percentiles = ours::latency(&backend, backend.producer(), &topic, &group).await?;
         backend.close(Duration::from_secs(10)).await?;
         server.delete_stream(topic.as_str()).await?;
-        stopwatch.percentiles()
+        Ok(percentiles)
     }
 
     async fn baseline(&mut self) -> Result<Percentiles> {
