@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ebus::{Backend, Error, Topic, TopicSpec};
+use ebus::{Backend, Error, ErrorKind, Topic, TopicSpec};
 use ebus_testkit::history::{Event, History, Kind, Part};
 use ebus_testkit::oracle::Rules;
 
@@ -46,6 +46,8 @@ pub(crate) struct Nature {
 
 /// The commit interval, and a second for a round trip on a busy machine.
 pub(crate) const COMMIT_WITHIN: Duration = Duration::from_millis(1_200);
+/// How long a broker that has just started may take to have the topics.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Handler runs of a member at once: the default.
 const MAX_IN_FLIGHT: usize = 1_024;
 /// Findings that are explained.
@@ -143,7 +145,7 @@ impl World {
         let replicas = options.ground.nodes as u16;
         for (topic, partitions) in [(names.topic, PARTITIONS), (names.dead_letters, 2)] {
             let spec = TopicSpec::new(Topic::new(&topic)?, partitions).with_replicas(replicas);
-            let created = backend.create_topic(&spec).await;
+            let created = create(backend.as_ref(), &spec).await;
             created.map_err(chained).with_context(|| format!("could not create topic {topic}"))?;
         }
         backend.close(Duration::from_secs(10)).await.map_err(chained)?;
@@ -221,6 +223,18 @@ impl World {
         match self {
             Self::Processes(world) => world.parts(),
             Self::Memory(world) => world.parts(),
+        }
+    }
+}
+
+/// A cluster of several nodes that has just started may need more than one request's time to agree on a new topic.
+async fn create(backend: &dyn Backend, spec: &TopicSpec) -> Result<(), Error> {
+    let end = Instant::now() + READY_WITHIN;
+    loop {
+        match backend.create_topic(spec).await {
+            // Each try waits for its own time-out.
+            Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {}
+            created => return created.map(drop),
         }
     }
 }
