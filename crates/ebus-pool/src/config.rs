@@ -86,7 +86,7 @@ impl PoolConfig {
     /// Bytes of key, headers and payload held (G5). At this limit nothing more is read.
     ///
     /// A read is asked for by number of messages, so one read may pass it: it asks for as many as fill a quarter of what is free if
-    /// they are as large as the largest one of the last reads (1 MiB at first, never taken for less than 4 KiB), 4,096 at most. So
+    /// they are as large as the largest one of the last reads (1 MiB at first, never taken for less than 4 KiB), 2,048 at most. So
     /// messages of a steady size stay within it, and larger ones that follow pass it by one read: at worst, messages of 1 MiB
     /// after many small ones, by 64 times what was free.
     pub fn with_budget_bytes(mut self, bytes: usize) -> Self {

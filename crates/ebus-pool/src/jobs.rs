@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::handlers::Handling;
 use crate::parked::{KeeperHandle, ParkedKey};
+use crate::route::LaneKey;
 use crate::state::Stuck;
 
 /// A message on its way to its lane.
@@ -15,7 +16,7 @@ pub(crate) struct Job {
     pub(crate) token: Token,
     pub(crate) message: Message,
     /// `None` without a key: a lane of its own.
-    pub(crate) lane: Option<u64>,
+    pub(crate) lane: Option<LaneKey>,
 }
 
 /// From the driver to a shard, beside the jobs: it is looked at before each job, so that an end does not stand behind a
@@ -64,11 +65,37 @@ pub(crate) struct Letter {
     pub(crate) message: Message,
 }
 
+/// Messages for a shard, at most [`MOST`], and an emptied list for what becomes of them.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) spare: Outcomes,
+}
+
+/// Jobs that are sent at once: they fit the first cache of a core, and a shard begins with them while the driver still routes
+/// the rest of a read.
+pub(crate) const MOST: usize = 256;
+
+/// What became of messages; the i-th size is the i-th message's, in bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes {
+    pub(crate) settled: Vec<(Token, Settlement)>,
+    pub(crate) sizes: Vec<usize>,
+}
+
+impl Outcomes {
+    #[inline]
+    pub(crate) fn push(&mut self, token: Token, bytes: usize, settlement: Settlement) {
+        self.settled.push((token, settlement));
+        self.sizes.push(bytes);
+    }
+}
+
 /// From a shard to the driver.
 #[derive(Debug)]
 pub(crate) enum FromShard {
-    /// Outcomes; the i-th size is the i-th message's, in bytes.
-    Settled { batch: Vec<(Token, Settlement)>, sizes: Vec<usize> },
+    /// What became of messages, and an emptied list for others.
+    Settled { outcomes: Outcomes, spare: Vec<Job> },
     /// At most once: settle these and commit them, and say so to the lanes that wait for it.
     CommitAhead { shard: usize, owned: Owned, lanes: Vec<usize>, batch: Vec<(Token, Settlement)> },
     /// Messages that were settled before their runs are over: partition and bytes of each.

@@ -9,6 +9,7 @@ use tokio_util::time::delay_queue;
 
 use crate::jobs::Job;
 use crate::retry::Retries;
+use crate::route::LaneKey;
 
 /// Now, on the runtime's clock: what a test that pauses time moves.
 pub(crate) fn now() -> Instant {
@@ -18,7 +19,7 @@ pub(crate) fn now() -> Instant {
 /// Exists only while it has work. The message at the head stays there until it is done, whatever happens to it.
 pub(crate) struct Lane {
     /// Its place in the map of lanes; `None` for a message without a key.
-    pub(crate) key: Option<u64>,
+    pub(crate) key: Option<LaneKey>,
     pub(crate) head: Head,
     /// What comes after the head.
     pub(crate) queue: VecDeque<Job>,

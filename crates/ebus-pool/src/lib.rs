@@ -33,6 +33,7 @@ mod shard;
 mod share;
 mod shared;
 mod slots;
+mod spares;
 mod state;
 
 pub use batch::Batch;

@@ -36,11 +36,13 @@ impl Pace {
     }
 
     /// User code was called: whether the poll should end.
+    #[inline]
     pub(crate) fn called(&mut self, shard: usize) -> bool {
         self.calls += 1;
         self.calls >= self.stride && self.look(shard)
     }
 
+    #[cold]
     fn look(&mut self, shard: usize) -> bool {
         let now = Instant::now();
         let took = now - self.looked;

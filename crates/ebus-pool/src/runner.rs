@@ -126,21 +126,28 @@ where
 
     fn start(&mut self, input: I, cx: &mut Context<'_>) -> Started<O> {
         let Some(handler) = &mut self.handler else { return Started::Ended(no_handler()) };
-        let future = match guarded(|| handler.call(input)) {
-            Ok(future) => future,
-            Err(ended) => {
-                self.renew();
-                return Started::Ended(ended);
-            }
-        };
         let mut run = self.spare.take().unwrap_or_else(|| Box::pin(Run { future: None }));
-        run.as_mut().project().future.set(Some(future));
-        match run.as_mut().poll(cx) {
-            Poll::Ready(ended) => {
+        // One guard around all that a run is that ends at once.
+        let mut called = false;
+        let polled = guarded(|| {
+            let future = handler.call(input);
+            called = true;
+            run.as_mut().project().future.set(Some(future));
+            run.as_mut().poll_unguarded(cx)
+        });
+        match polled {
+            Ok(Poll::Ready(result)) => {
                 self.spare = Some(run);
-                Started::Ended(ended)
+                Started::Ended(ended(result))
             }
-            Poll::Pending => Started::Pending(run),
+            Ok(Poll::Pending) => Started::Pending(run),
+            Err(panicked) => {
+                drop_guarded(run);
+                if !called {
+                    self.renew();
+                }
+                Started::Ended(panicked)
+            }
         }
     }
 
@@ -150,10 +157,23 @@ where
 }
 
 pin_project! {
-    /// A handler's future, guarded: it is dropped as soon as it ended or panicked.
+    /// A handler's future: dropped as soon as it ended; if it panicked, with the run.
     struct Run<F> {
         #[pin]
         future: Option<F>,
+    }
+}
+
+impl<F: Future> Run<F> {
+    /// Pending for ever once it has ended.
+    fn poll_unguarded(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut slot = self.project().future;
+        let Some(future) = slot.as_mut().as_pin_mut() else { return Poll::Pending };
+        let polled = future.poll(cx);
+        if polled.is_ready() {
+            slot.set(None);
+        }
+        polled
     }
 }
 
@@ -166,24 +186,13 @@ where
     type Output = Ended<O>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended<O>> {
-        let mut slot = self.project().future;
-        let Some(future) = slot.as_mut().as_pin_mut() else {
-            return Poll::Ready(Ended::Panicked(Error::new(
-                ErrorKind::Unexpected,
-                "the run had ended before",
-            )));
-        };
-        let ended = match guarded(|| future.poll(cx)) {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(Ok(outcome))) => Ended::Outcome(outcome),
-            Ok(Poll::Ready(Err(error))) => failed(error),
-            Err(ended) => ended,
-        };
-        match guarded(|| slot.set(None)) {
-            Ok(()) => Poll::Ready(ended),
-            Err(ended) => Poll::Ready(ended),
-        }
+        guarded(|| self.poll_unguarded(cx)).map_or_else(Poll::Ready, |polled| polled.map(ended))
     }
+}
+
+/// What a handler's run said.
+fn ended<O: Failed, E: Into<BoxError>>(result: Result<O, E>) -> Ended<O> {
+    result.map_or_else(failed, Ended::Outcome)
 }
 
 /// An error of the service itself, such as a layer's time-out, is a failed attempt.

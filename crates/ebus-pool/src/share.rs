@@ -10,7 +10,7 @@ use ebus_core::Slot;
 const LEAST_SHARE: usize = 256;
 /// Messages that one read asks for at most: large enough that the cost of a read is spread thin, small enough that a
 /// partition passes its share by little.
-const LARGEST_READ: usize = 4_096;
+const LARGEST_READ: usize = 2_048;
 /// The pool is nearly full when less than this part of the budget is free: a read takes a quarter of that.
 const NEARLY_FULL: usize = 64;
 /// What a message is taken to weigh before one was seen: what brokers take by default.
@@ -35,6 +35,18 @@ pub(crate) struct Budget {
 pub(crate) struct Held {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
+}
+
+impl Held {
+    fn take(&mut self, bytes: usize) {
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+
+    fn give(&mut self, bytes: usize) {
+        self.messages = self.messages.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
 }
 
 impl Budget {
@@ -73,24 +85,26 @@ impl Budget {
         self.fresh = true;
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, slot: Slot, bytes: usize) {
         if std::mem::take(&mut self.fresh) {
             self.largest = (self.largest - self.largest / 16).max(LEAST_GUESS_BYTES);
         }
         self.largest = self.largest.max(bytes);
-        if self.by_slot.len() <= slot.index() {
-            self.by_slot.resize(slot.index() + 1, Held::default());
-        }
-        for held in [&mut self.held, &mut self.by_slot[slot.index()]] {
-            held.messages += 1;
-            held.bytes += bytes;
+        self.held.take(bytes);
+        match self.by_slot.get_mut(slot.index()) {
+            Some(held) => held.take(bytes),
+            None => {
+                self.by_slot.resize(slot.index() + 1, Held::default());
+                self.by_slot[slot.index()].take(bytes);
+            }
         }
     }
 
     pub(crate) fn give(&mut self, slot: Slot, bytes: usize) {
-        for held in [Some(&mut self.held), self.by_slot.get_mut(slot.index())].into_iter().flatten() {
-            held.messages = held.messages.saturating_sub(1);
-            held.bytes = held.bytes.saturating_sub(bytes);
+        self.held.give(bytes);
+        if let Some(held) = self.by_slot.get_mut(slot.index()) {
+            held.give(bytes);
         }
     }
 

@@ -138,11 +138,7 @@ impl Driver {
         };
         self.begin(&assigned, keys);
         for job in jobs {
-            let shard = match job.lane {
-                Some(lane) => self.router.shard(lane),
-                None => self.router.shard_without_key(),
-            };
-            self.batches[shard].push(job);
+            self.hand_on(job);
         }
         self.send_batches();
     }

@@ -17,17 +17,19 @@ use tokio::time::Instant;
 
 use crate::endings::{Endings, Then};
 use crate::handlers::Handling;
-use crate::jobs::{FromShard, Job, ToShard};
+use crate::jobs::{FromShard, Job, Jobs, MOST, Outcomes, ToShard};
 use crate::parked::{FromKeeper, ParkedKey};
 use crate::route::Router;
 use crate::share::Budget;
 use crate::shared::Shared;
+use crate::spares::Spares;
 use crate::state::{DrainReport, Left, PoolState};
 
 mod ahead;
 mod ending;
 mod finish;
 mod intake;
+mod outcomes;
 mod parked;
 mod state;
 
@@ -85,7 +87,7 @@ struct Draining {
 /// The ways to a shard.
 pub(crate) struct ShardHandle {
     pub(crate) commands: UnboundedSender<ToShard>,
-    pub(crate) jobs: UnboundedSender<Vec<Job>>,
+    pub(crate) jobs: UnboundedSender<Jobs>,
 }
 
 impl ShardHandle {
@@ -125,6 +127,8 @@ pub(crate) struct Driver {
     /// Topics that were unsubscribed: not read while the source still owns them.
     given_up: HashSet<Topic>,
     batches: Vec<Vec<Job>>,
+    spare_jobs: Spares<Vec<Job>>,
+    spare_outcomes: Spares<Outcomes>,
     left: Vec<Left>,
     draining: Option<Draining>,
     trouble: Option<Error>,
@@ -135,6 +139,9 @@ pub(crate) struct Driver {
 /// Between two reads while the pool is nearly full: a source that is faster than the handlers would else be read a few
 /// messages at a time, at the cost of a read for each few.
 const REST: Duration = Duration::from_millis(1);
+
+/// Emptied lists that the driver keeps: what one read of [`Budget::room`] fills at most.
+const SPARES: usize = 16;
 
 impl Driver {
     pub(crate) fn new(
@@ -151,6 +158,8 @@ impl Driver {
             router: Router::new(shards.len()),
             budget: Budget::new(config.budget_messages, config.budget_bytes),
             batches: shards.iter().map(|_| Vec::new()).collect(),
+            spare_jobs: Spares::new(SPARES),
+            spare_outcomes: Spares::new(SPARES),
             tasks,
             keepers: JoinSet::new(),
             to_driver,
@@ -301,32 +310,9 @@ impl Driver {
         self.budget.begin_read();
         self.last_read = Instant::now();
         for event in events.drain(..) {
-            if let SourceEvent::Message(inbound) = event {
-                self.route(inbound);
-                continue;
-            }
-            self.send_batches();
             match event {
-                SourceEvent::Assigned { owned } => {
-                    owned.into_iter().for_each(|assigned| self.assigned(assigned))
-                }
-                SourceEvent::Revoking { owned, deadline } => {
-                    self.revoking(owned, Instant::from_std(deadline))
-                }
-                SourceEvent::Released { owned, committed } => {
-                    if let Err(error) = committed {
-                        tracing::warn!(partitions = owned.len(), error = %error.chain(),
-                            "last commit of a hand-over not accepted; what finished since the one before runs again");
-                        self.trouble = Some(error);
-                    }
-                }
-                SourceEvent::Lost { owned } => self.lost(&owned),
-                SourceEvent::Committed { owned } => self.committed(&owned),
-                SourceEvent::Trouble(error) => {
-                    tracing::warn!(group = %self.shared.config.group, error = %error.chain(), "source in trouble, goes on");
-                    self.trouble = Some(error);
-                }
-                other => tracing::debug!(event = ?other, "an event of a later version of the contract"),
+                SourceEvent::Message(inbound) => self.route(inbound),
+                other => self.happened(other),
             }
         }
         self.send_batches();
@@ -334,6 +320,30 @@ impl Driver {
         self.shared.counters.stale.store(self.source.stale(), Relaxed);
     }
 
+    /// All but a message: after those that came before it.
+    fn happened(&mut self, event: SourceEvent) {
+        self.send_batches();
+        match event {
+            SourceEvent::Assigned { owned } => owned.into_iter().for_each(|assigned| self.assigned(assigned)),
+            SourceEvent::Revoking { owned, deadline } => self.revoking(owned, Instant::from_std(deadline)),
+            SourceEvent::Released { owned, committed } => {
+                if let Err(error) = committed {
+                    tracing::warn!(partitions = owned.len(), error = %error.chain(),
+                            "last commit of a hand-over not accepted; what finished since the one before runs again");
+                    self.trouble = Some(error);
+                }
+            }
+            SourceEvent::Lost { owned } => self.lost(&owned),
+            SourceEvent::Committed { owned } => self.committed(&owned),
+            SourceEvent::Trouble(error) => {
+                tracing::warn!(group = %self.shared.config.group, error = %error.chain(), "source in trouble, goes on");
+                self.trouble = Some(error);
+            }
+            other => tracing::debug!(event = ?other, "an event of a later version of the contract"),
+        }
+    }
+
+    #[inline(always)] // The way of every message, as what follows: else it is copied once more.
     fn route(&mut self, inbound: Inbound) {
         let Inbound { token, message } = inbound;
         let owned = token.owned();
@@ -351,24 +361,34 @@ impl Driver {
             held_back.jobs.push(job);
             return;
         }
-        let shard = match lane {
-            Some(lane) => self.router.shard(lane),
-            None => self.router.shard_without_key(),
-        };
-        self.batches[shard].push(job);
+        self.hand_on(job);
+    }
+
+    /// Hands a job to its shard, with others.
+    #[inline(always)]
+    fn hand_on(&mut self, job: Job) {
+        let shard = self.router.shard(job.lane);
+        let batch = &mut self.batches[shard];
+        batch.push(job);
+        if batch.len() >= MOST {
+            self.send_batch(shard);
+        }
     }
 
     fn send_batches(&mut self) {
-        for (shard, batch) in self.shards.iter().zip(&mut self.batches) {
-            if batch.is_empty() {
-                continue;
+        for shard in 0..self.shards.len() {
+            if !self.batches[shard].is_empty() {
+                self.send_batch(shard);
             }
-            // The next one is likely as large: one allocation a batch.
-            let next = Vec::with_capacity(batch.len());
-            // A shard that is gone is noticed by the end of its task.
-            if shard.jobs.send(std::mem::replace(batch, next)).is_err() {
-                tracing::error!("a shard of the pool has ended");
-            }
+        }
+    }
+
+    fn send_batch(&mut self, shard: usize) {
+        let likely = (2 * self.batches[shard].len()).min(MOST);
+        let jobs = std::mem::replace(&mut self.batches[shard], self.spare_jobs.take(likely));
+        // A shard that is gone is noticed by the end of its task.
+        if self.shards[shard].jobs.send(Jobs { jobs, spare: self.spare_outcomes.take(likely) }).is_err() {
+            tracing::error!("a shard of the pool has ended");
         }
     }
 
@@ -415,50 +435,6 @@ impl Driver {
 
     fn count_owned(&mut self) {
         self.owned_count = self.partitions.iter().flatten().filter(|partition| !partition.ending).count();
-    }
-
-    fn shard_said(&mut self, message: FromShard) {
-        match message {
-            FromShard::Settled { mut batch, sizes } => {
-                for ((token, settlement), bytes) in batch.iter().zip(sizes) {
-                    self.budget.give(token.owned().slot, bytes);
-                    if *settlement == Settlement::Dropped {
-                        self.endings.dropped(token.owned());
-                    }
-                }
-                batch.retain(|(token, settlement)| self.may_settle(token.owned(), *settlement));
-                self.source.settle(&mut batch);
-                if self.any_over_share {
-                    self.apply_pauses();
-                }
-            }
-            FromShard::CommitAhead { shard, owned, lanes, batch } => {
-                self.commit_ahead(shard, owned, lanes, batch)
-            }
-            FromShard::Over(over) => {
-                for (slot, bytes) in over {
-                    self.budget.give(slot, bytes);
-                }
-                if self.any_over_share {
-                    self.apply_pauses();
-                }
-            }
-            FromShard::Ended { owned, left } => {
-                if let Some(ending) = self.endings.confirm(owned, left) {
-                    self.note_left(owned, &ending);
-                    self.ended(owned, ending.then);
-                }
-            }
-        }
-    }
-
-    /// Nothing is settled of what is lost; and what a shard drops unread after the end of its ownership is nobody's any more.
-    fn may_settle(&self, owned: Owned, settlement: Settlement) -> bool {
-        if !self.endings.is_empty() && self.endings.contains(owned) {
-            return !self.endings.is_lost(owned);
-        }
-        let partition = self.partitions.get(owned.slot.index()).and_then(Option::as_ref);
-        settlement == Settlement::Finished || partition.is_some_and(|partition| partition.owned == owned)
     }
 }
 

@@ -68,7 +68,7 @@ impl Driver {
         let seed = self.router.topic_seed(&assigned.partition.topic);
         let mut keys_of: Vec<Vec<ParkedKey>> = self.shards.iter().map(|_| Vec::new()).collect();
         for parked in keys {
-            keys_of[self.router.shard(self.router.lane(seed, &parked.key))].push(parked);
+            keys_of[self.router.shard_of(self.router.lane(seed, &parked.key))].push(parked);
         }
         for (shard, keys) in self.shards.iter().zip(keys_of) {
             shard.tell(ToShard::Begin {

@@ -50,7 +50,7 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     pub(crate) fn shard(&self, key: &Key) -> usize {
-        self.router.shard(self.router.lane(self.seed, key))
+        self.router.shard_of(self.router.lane(self.seed, key))
     }
 
     /// A shard that is gone drops what waits for its answer.

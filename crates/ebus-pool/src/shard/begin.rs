@@ -22,6 +22,7 @@ pub(super) enum Begun {
 }
 
 /// Starts a run if there is a slot, the handler is ready and the lease lasts.
+#[inline(always)] // The way of every message: passing its arguments costs as much as the rest.
 #[allow(clippy::too_many_arguments)] // A method would borrow the whole shard.
 pub(super) fn begin(
     shared: &Shared,

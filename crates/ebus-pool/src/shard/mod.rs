@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ebus_core::{Outcome, Owned, Settlement, Slot, Token, Topic};
+use ebus_core::{Outcome, Owned, Settlement, Slot, Topic};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hashbrown::HashMap;
@@ -20,12 +20,14 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_util::time::DelayQueue;
 
 use crate::handlers::Handling;
-use crate::jobs::{FromShard, Job, ToShard};
+use crate::jobs::{FromShard, Job, Jobs, MOST, Outcomes, ToShard};
 use crate::lane::{Head, Lane, LaneHash, Phase, now};
 use crate::pace::Pace;
+use crate::route::LaneKey;
 use crate::run::{OfLane, Run};
 use crate::runner::{Ended, PendingRun, Runner, drop_guarded};
 use crate::shared::Shared;
+use crate::spares::Spares;
 
 /// Jobs taken in, and ends of runs looked at, before the other work of a pass.
 const CHUNK: usize = 128;
@@ -52,22 +54,23 @@ pub(crate) struct Shard {
     index: usize,
     shared: Arc<Shared>,
     commands: UnboundedReceiver<ToShard>,
-    jobs: UnboundedReceiver<Vec<Job>>,
+    jobs: UnboundedReceiver<Jobs>,
     tx: UnboundedSender<FromShard>,
     pace: Pace,
     /// The runtime's clock at the beginning of this poll.
     now: Instant,
-    intake: std::vec::IntoIter<Job>,
+    intake: VecDeque<Job>,
     tenures: Vec<Option<Tenure>>,
     routes: Vec<Route>,
     route_of: std::collections::HashMap<Topic, usize>,
     lanes: Slab<Lane>,
-    by_key: HashMap<u64, usize, LaneHash>,
+    by_key: HashMap<LaneKey, usize, LaneHash>,
     running: FuturesUnordered<Run>,
     batch_runs: FuturesUnordered<BatchRun>,
     timers: DelayQueue<usize>,
-    settled: Vec<(Token, Settlement)>,
-    sizes: Vec<usize>,
+    outcomes: Outcomes,
+    spare_jobs: Spares<Vec<Job>>,
+    spare_outcomes: Spares<Outcomes>,
     /// What is over that was settled before its run: partition and bytes.
     over: Vec<(Slot, usize)>,
     /// Slots taken and not in use by a run.
@@ -94,7 +97,7 @@ impl Shard {
     pub(crate) fn new(
         index: usize,
         shared: Arc<Shared>,
-        (commands, jobs): (UnboundedReceiver<ToShard>, UnboundedReceiver<Vec<Job>>),
+        (commands, jobs): (UnboundedReceiver<ToShard>, UnboundedReceiver<Jobs>),
         tx: UnboundedSender<FromShard>,
     ) -> Self {
         Self {
@@ -105,7 +108,7 @@ impl Shard {
             tx,
             pace: Pace::new(),
             now: now(),
-            intake: Vec::new().into_iter(),
+            intake: VecDeque::new(),
             tenures: Vec::new(),
             routes: Vec::new(),
             route_of: std::collections::HashMap::new(),
@@ -114,8 +117,9 @@ impl Shard {
             running: FuturesUnordered::new(),
             batch_runs: FuturesUnordered::new(),
             timers: DelayQueue::new(),
-            settled: Vec::new(),
-            sizes: Vec::new(),
+            outcomes: Outcomes::default(),
+            spare_jobs: Spares::new(2),
+            spare_outcomes: Spares::new(2),
             over: Vec::new(),
             credit: 0,
             handled: 0,
@@ -146,12 +150,14 @@ impl Shard {
                     Poll::Ready(Some(command)) => self.command(command),
                     Poll::Ready(None) => return Poll::Ready(()),
                     Poll::Pending => {
+                        self.flush();
                         self.give_back_slots();
                         return Poll::Pending;
                     }
                 }
             }
         }
+        self.flush();
         self.shared.slots.release(self.index, std::mem::take(&mut self.credit));
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -163,7 +169,7 @@ impl Shard {
             if pass.closed || pass.enough {
                 break;
             }
-            match self.intake.next() {
+            match self.intake.pop_front() {
                 Some(job) => {
                     self.accept(job, cx);
                     pass.enough = self.pace.called(self.index);
@@ -172,8 +178,10 @@ impl Shard {
                     }
                 }
                 None => match self.jobs.poll_recv(cx) {
-                    Poll::Ready(Some(jobs)) => {
-                        self.intake = jobs.into_iter();
+                    Poll::Ready(Some(Jobs { jobs, spare })) => {
+                        let emptied = std::mem::replace(&mut self.intake, jobs.into());
+                        self.spare_jobs.keep(emptied.into());
+                        self.spare_outcomes.keep(spare);
                         // What was sent before these jobs, such as the beginning of their ownership.
                         pass.closed = self.take_commands();
                     }
@@ -208,7 +216,9 @@ impl Shard {
         if self.shared.config.at_most_once {
             self.commit_ahead();
         }
-        self.flush();
+        if self.outcomes.settled.len().max(self.over.len()) >= MOST {
+            self.flush();
+        }
         pass
     }
 
@@ -260,13 +270,11 @@ impl Shard {
         if self.handled > 0 {
             self.shared.counters.handled.fetch_add(std::mem::take(&mut self.handled), Relaxed);
         }
-        if !self.settled.is_empty() {
-            // The next ones are likely as many: one allocation a batch.
-            let many = self.settled.len();
-            let batch = std::mem::replace(&mut self.settled, Vec::with_capacity(many));
-            let sizes = std::mem::replace(&mut self.sizes, Vec::with_capacity(many));
+        if !self.outcomes.settled.is_empty() {
+            let likely = self.outcomes.settled.len().min(MOST);
+            let outcomes = std::mem::replace(&mut self.outcomes, self.spare_outcomes.take(likely));
             // A driver that is gone needs no settlements: its source is closed.
-            let _ = self.tx.send(FromShard::Settled { batch, sizes });
+            let _ = self.tx.send(FromShard::Settled { outcomes, spare: self.spare_jobs.take(0) });
         }
         if !self.over.is_empty() {
             let _ = self.tx.send(FromShard::Over(std::mem::take(&mut self.over)));
@@ -356,7 +364,8 @@ impl Shard {
         match begin(&self.shared, self.index, &mut self.credit, route, tenure, &job, 1, cx) {
             Begun::Ended(Ended::Outcome(Outcome::Ack)) => {
                 self.handled += 1;
-                self.settle(job, Settlement::Finished);
+                let bytes = job.message.byte_len();
+                self.outcomes.push(job.token, bytes, Settlement::Finished);
             }
             Begun::Ended(ended) => {
                 let lane = self.new_lane(job, 1, Phase::Ready);

@@ -258,7 +258,6 @@ impl Shard {
     }
 
     pub(super) fn settle(&mut self, job: Job, settlement: Settlement) {
-        self.sizes.push(job.message.byte_len());
-        self.settled.push((job.token, settlement));
+        self.outcomes.push(job.token, job.message.byte_len(), settlement);
     }
 }

@@ -1,0 +1,73 @@
+//! Emptied lists that go back to who fills them, so that a message costs no allocation while the load is steady (G5: what is
+//! kept is bounded).
+
+use crate::jobs::{Job, MOST, Outcomes};
+
+/// Emptied lists that wait to be filled again.
+#[derive(Debug)]
+pub(crate) struct Spares<T> {
+    lists: Vec<T>,
+    most: usize,
+}
+
+/// A list that may be worth keeping.
+pub(crate) trait List {
+    fn with_room(elements: usize) -> Self;
+
+    /// Elements that it has memory for.
+    fn room(&self) -> usize;
+}
+
+impl List for Vec<Job> {
+    fn with_room(elements: usize) -> Self {
+        Self::with_capacity(elements)
+    }
+
+    fn room(&self) -> usize {
+        self.capacity()
+    }
+}
+
+impl List for Outcomes {
+    fn with_room(elements: usize) -> Self {
+        Self { settled: Vec::with_capacity(elements), sizes: Vec::with_capacity(elements) }
+    }
+
+    fn room(&self) -> usize {
+        self.settled.capacity()
+    }
+}
+
+impl<T: List> Spares<T> {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { lists: Vec::with_capacity(most), most }
+    }
+
+    /// An empty list, with room for `likely` elements if it has to be made.
+    pub(crate) fn take(&mut self, likely: usize) -> T {
+        self.lists.pop().unwrap_or_else(|| T::with_room(likely))
+    }
+
+    /// Keeps it, unless there are enough, or it is larger than those that are sent while nothing ends.
+    pub(crate) fn keep(&mut self, emptied: T) {
+        if self.lists.len() < self.most && (1..=2 * MOST).contains(&emptied.room()) {
+            self.lists.push(emptied);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p5_a_few_lists_are_kept_and_none_that_is_large() {
+        let mut spares = Spares::<Vec<Job>>::new(2);
+        assert_eq!(spares.take(3).capacity(), 3, "there is none");
+        for room in [MOST, 0, 100 * MOST, 7, 5] {
+            spares.keep(Vec::with_capacity(room));
+        }
+        let kept = [1, 1, 1].map(|likely| spares.take(likely).capacity());
+        assert_eq!(kept, [7, MOST, 1]);
+    }
+}
