@@ -49,6 +49,19 @@ impl Lane {
     }
 }
 
+/// Messages behind the head for which room is made at first.
+pub(crate) const FIRST: usize = 4;
+
+impl Lane {
+    /// Behind what waits already. The list grows by half, not to double: it is most of what a pool holds (G5).
+    pub(crate) fn push(&mut self, job: Job) {
+        if self.queue.len() == self.queue.capacity() {
+            self.queue.reserve_exact((self.queue.len() / 2).max(FIRST));
+        }
+        self.queue.push_back(job);
+    }
+}
+
 /// A dead letter that is redriven.
 pub(crate) struct Redrive {
     /// Where its letter is.

@@ -1,13 +1,16 @@
 //! Emptied lists that go back to who fills them, so that a message costs no allocation while the load is steady (G5: what is
 //! kept is bounded).
 
-use crate::jobs::{Job, MOST, Outcomes};
+use std::collections::VecDeque;
+
+use crate::jobs::{Job, Outcomes};
 
 /// Emptied lists that wait to be filled again.
 #[derive(Debug)]
 pub(crate) struct Spares<T> {
     lists: Vec<T>,
     most: usize,
+    largest: usize,
 }
 
 /// A list that may be worth keeping.
@@ -28,6 +31,16 @@ impl List for Vec<Job> {
     }
 }
 
+impl List for VecDeque<Job> {
+    fn with_room(elements: usize) -> Self {
+        Self::with_capacity(elements)
+    }
+
+    fn room(&self) -> usize {
+        self.capacity()
+    }
+}
+
 impl List for Outcomes {
     fn with_room(elements: usize) -> Self {
         Self { settled: Vec::with_capacity(elements), sizes: Vec::with_capacity(elements) }
@@ -39,8 +52,9 @@ impl List for Outcomes {
 }
 
 impl<T: List> Spares<T> {
-    pub(crate) fn new(most: usize) -> Self {
-        Self { lists: Vec::with_capacity(most), most }
+    /// Keeps `most` at most, none with room for more than `largest` elements.
+    pub(crate) fn new(most: usize, largest: usize) -> Self {
+        Self { lists: Vec::new(), most, largest }
     }
 
     /// An empty list, with room for `likely` elements if it has to be made.
@@ -48,9 +62,9 @@ impl<T: List> Spares<T> {
         self.lists.pop().unwrap_or_else(|| T::with_room(likely))
     }
 
-    /// Keeps it, unless there are enough, or it is larger than those that are sent while nothing ends.
+    /// Keeps it, unless there are enough, or it is too large to be kept.
     pub(crate) fn keep(&mut self, emptied: T) {
-        if self.lists.len() < self.most && (1..=2 * MOST).contains(&emptied.room()) {
+        if self.lists.len() < self.most && (1..=self.largest).contains(&emptied.room()) {
             self.lists.push(emptied);
         }
     }
@@ -62,12 +76,12 @@ mod tests {
 
     #[test]
     fn p5_a_few_lists_are_kept_and_none_that_is_large() {
-        let mut spares = Spares::<Vec<Job>>::new(2);
+        let mut spares = Spares::<Vec<Job>>::new(2, 8);
         assert_eq!(spares.take(3).capacity(), 3, "there is none");
-        for room in [MOST, 0, 100 * MOST, 7, 5] {
+        for room in [8, 0, 9, 7, 5] {
             spares.keep(Vec::with_capacity(room));
         }
         let kept = [1, 1, 1].map(|likely| spares.take(likely).capacity());
-        assert_eq!(kept, [7, MOST, 1]);
+        assert_eq!(kept, [7, 8, 1]);
     }
 }

@@ -115,6 +115,7 @@ impl Shard {
             }
             None => {
                 let lane = self.lanes.remove(id);
+                self.spare_queues.keep(lane.queue);
                 if let Some(key) = lane.key {
                     self.by_key.remove(&key);
                 }

@@ -21,7 +21,7 @@ use tokio_util::time::DelayQueue;
 
 use crate::handlers::Handling;
 use crate::jobs::{FromShard, Job, Jobs, MOST, Outcomes, ToShard};
-use crate::lane::{Head, Lane, LaneHash, Phase, now};
+use crate::lane::{self, Head, Lane, LaneHash, Phase, now};
 use crate::pace::Pace;
 use crate::route::LaneKey;
 use crate::run::{OfLane, Run};
@@ -71,6 +71,7 @@ pub(crate) struct Shard {
     outcomes: Outcomes,
     spare_jobs: Spares<Vec<Job>>,
     spare_outcomes: Spares<Outcomes>,
+    spare_queues: Spares<VecDeque<Job>>,
     /// What is over that was settled before its run: partition and bytes.
     over: Vec<(Slot, usize)>,
     /// Slots taken and not in use by a run.
@@ -100,6 +101,8 @@ impl Shard {
         (commands, jobs): (UnboundedReceiver<ToShard>, UnboundedReceiver<Jobs>),
         tx: UnboundedSender<FromShard>,
     ) -> Self {
+        // All of them together have room for a quarter of the budget at most.
+        let spare_queues = shared.config.budget_messages / 4 / (2 * lane::FIRST) / shared.config.shards;
         Self {
             index,
             shared,
@@ -118,8 +121,9 @@ impl Shard {
             batch_runs: FuturesUnordered::new(),
             timers: DelayQueue::new(),
             outcomes: Outcomes::default(),
-            spare_jobs: Spares::new(2),
-            spare_outcomes: Spares::new(2),
+            spare_jobs: Spares::new(2, MOST),
+            spare_outcomes: Spares::new(2, 2 * MOST),
+            spare_queues: Spares::new(spare_queues, 2 * lane::FIRST),
             over: Vec::new(),
             credit: 0,
             handled: 0,
@@ -344,7 +348,10 @@ impl Shard {
         if let Some(lane) = job.lane.and_then(|key| self.by_key.get(&key)) {
             let (id, route) = (*lane, tenure.route);
             let lane = &mut self.lanes[id];
-            lane.queue.push_back(job);
+            if lane.queue.capacity() == 0 {
+                lane.queue = self.spare_queues.take(lane::FIRST);
+            }
+            lane.push(job);
             if let Phase::Gathering { .. } = lane.phase {
                 self.gather_more(route, id);
             }

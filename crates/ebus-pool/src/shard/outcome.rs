@@ -247,6 +247,7 @@ impl Shard {
             }
             None => {
                 let done = self.lanes.remove(lane);
+                self.spare_queues.keep(done.queue);
                 if let Some(key) = done.key {
                     self.by_key.remove(&key);
                 }
