@@ -62,7 +62,7 @@ pub(crate) struct Percentiles {
 
 impl Percentiles {
     /// `took` is not empty.
-    fn of(mut took: Vec<Duration>) -> Self {
+    pub(crate) fn of(mut took: Vec<Duration>) -> Self {
         took.sort_unstable();
         let at = |part: f64| {
             // The smallest that is not below this part of all.

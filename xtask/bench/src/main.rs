@@ -10,9 +10,10 @@ use anyhow::{Result, bail};
 use clap::Parser;
 
 mod cost;
+mod hot;
 #[cfg(feature = "kafka")]
 mod kafka;
-// Only what has a broker is timed.
+// What publishes to a broker at a steady pace is for those alone.
 #[cfg_attr(not(any(feature = "kafka", feature = "nats")), allow(dead_code))]
 mod latency;
 mod memory;
@@ -54,7 +55,6 @@ struct Args {
 /// What is measured.
 enum Measured {
     Rate(Box<dyn Benchmark>),
-    #[cfg_attr(not(any(feature = "kafka", feature = "nats")), allow(dead_code))]
     Latency(Box<dyn Latency>),
 }
 
@@ -79,6 +79,7 @@ fn all() -> Vec<Measured> {
         Measured::rate(pool::Waiting::all_keys()),
         Measured::rate(pool::Waiting::bounded("pool-256", 256, 200_000)),
         Measured::rate(pool::Waiting::bounded("pool-1024", 1_024, 1_000_000)),
+        Measured::Latency(Box::new(hot::HotKey)),
         Measured::rate(memory::EndToEnd),
         #[cfg(feature = "kafka")]
         Measured::rate(kafka::Publish::default()),
@@ -168,6 +169,7 @@ mod tests {
             "pool-1ms",
             "pool-256",
             "pool-1024",
+            "pool-hot",
             "memory"
         ]));
     }
@@ -185,6 +187,6 @@ mod tests {
     fn an_unknown_name_is_refused_and_the_known_ones_are_named() {
         let Err(error) = chosen(&["memory".into(), "kafk".into()]) else { panic!("taken") };
         let text = error.to_string();
-        assert!(text.contains("called kafk;") && text.contains("pool-1024, memory"), "{text}");
+        assert!(text.contains("called kafk;") && text.contains("pool-hot, memory"), "{text}");
     }
 }

@@ -202,13 +202,13 @@ impl Source for Ready {
             return std::future::pending().await;
         }
         for i in 0..n {
-            let message = self.messages[(self.left - i) % KEYS].clone();
-            let partition = (self.left - i) % self.owned.len();
+            let partition = (self.left - i) % PARTITIONS as usize;
             let offset = self.next[partition];
             self.next[partition] += 1;
             let Ok(Some(token)) = self.ownership.track(self.owned[partition], offset) else {
                 unreachable!("ascending")
             };
+            let message = self.messages[(self.left - i) % KEYS].clone();
             out.push(SourceEvent::Message(Inbound { token, message }));
         }
         self.left -= n;
