@@ -138,7 +138,8 @@ impl Driver {
         };
         self.begin(&assigned, keys);
         for job in jobs {
-            self.hand_on(job);
+            let shard = self.router.shard(job.lane);
+            self.batches[shard].push(job);
         }
         self.send_batches();
     }

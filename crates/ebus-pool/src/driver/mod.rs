@@ -1,6 +1,7 @@
 //! The driver: owns the source and the budget, and ends ownerships in the right order (G1, G3, G5, G6).
 
 use std::collections::HashSet;
+use std::iter::once_with;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,7 +20,7 @@ use crate::endings::{Endings, Then};
 use crate::handlers::Handling;
 use crate::jobs::{FromShard, Job, Jobs, MOST, Outcomes, ToShard};
 use crate::parked::{FromKeeper, ParkedKey};
-use crate::route::Router;
+use crate::route::{LaneKey, Router};
 use crate::share::Budget;
 use crate::shared::Shared;
 use crate::spares::Spares;
@@ -309,12 +310,31 @@ impl Driver {
     fn take_in(&mut self, events: &mut Vec<SourceEvent>) {
         self.budget.begin_read();
         self.last_read = Instant::now();
-        for event in events.drain(..) {
-            match event {
-                SourceEvent::Message(inbound) => self.route(inbound),
-                other => self.happened(other),
+        let mut events = events.drain(..);
+        while let Some(event) = events.as_slice().first() {
+            let place = match event {
+                SourceEvent::Message(inbound) => self.place(inbound),
+                _ => None,
+            };
+            let Some((shard, lane)) = place else {
+                match events.next() {
+                    Some(SourceEvent::Message(inbound)) => self.set_aside(inbound),
+                    Some(event) => self.happened(event),
+                    None => break,
+                }
+                continue;
+            };
+            // Made where it belongs. Put together on the stack first, its parts are read again before they have reached the
+            // cache, and the driver waits for them half of its time.
+            self.batches[shard].extend(once_with(|| match events.next() {
+                Some(SourceEvent::Message(Inbound { token, message })) => Job { token, message, lane },
+                _ => unreachable!("what has a place is a message"),
+            }));
+            if self.batches[shard].len() >= MOST {
+                self.send_batch(shard);
             }
         }
+        drop(events);
         self.send_batches();
         self.apply_pauses();
         self.shared.counters.stale.store(self.source.stale(), Relaxed);
@@ -343,36 +363,32 @@ impl Driver {
         }
     }
 
-    #[inline(always)] // The way of every message, as what follows: else it is copied once more.
-    fn route(&mut self, inbound: Inbound) {
+    /// Where a message goes, and counts it: `None` when it cannot go there now.
+    #[inline(always)] // The way of every message.
+    fn place(&mut self, inbound: &Inbound) -> Option<(usize, Option<LaneKey>)> {
+        let owned = inbound.token.owned();
+        let partition = self.partitions.get(owned.slot.index())?.as_ref()?;
+        if partition.owned != owned || partition.ending || partition.held_back.is_some() {
+            return None;
+        }
+        self.budget.take(owned.slot, inbound.message.byte_len());
+        let lane = inbound.message.key.as_ref().map(|key| self.router.lane(partition.seed, key));
+        Some((self.router.shard(lane), lane))
+    }
+
+    /// A message of an ownership that has not begun is kept for that; of one that is over, it is dropped.
+    fn set_aside(&mut self, inbound: Inbound) {
         let Inbound { token, message } = inbound;
         let owned = token.owned();
-        let bytes = message.byte_len();
         let partition = self.partitions.get_mut(owned.slot.index()).and_then(Option::as_mut);
-        let Some(partition) = partition.filter(|partition| partition.owned == owned && !partition.ending)
-        else {
+        let waits = partition.filter(|partition| partition.owned == owned && !partition.ending);
+        let Some(Partition { seed, held_back: Some(held_back), .. }) = waits else {
             self.source.settle(&mut vec![(token, Settlement::Dropped)]);
             return;
         };
-        self.budget.take(owned.slot, bytes);
-        let lane = message.key.as_ref().map(|key| self.router.lane(partition.seed, key));
-        let job = Job { token, message, lane };
-        if let Some(held_back) = &mut partition.held_back {
-            held_back.jobs.push(job);
-            return;
-        }
-        self.hand_on(job);
-    }
-
-    /// Hands a job to its shard, with others.
-    #[inline(always)]
-    fn hand_on(&mut self, job: Job) {
-        let shard = self.router.shard(job.lane);
-        let batch = &mut self.batches[shard];
-        batch.push(job);
-        if batch.len() >= MOST {
-            self.send_batch(shard);
-        }
+        self.budget.take(owned.slot, message.byte_len());
+        let lane = message.key.as_ref().map(|key| self.router.lane(*seed, key));
+        held_back.jobs.push(Job { token, message, lane });
     }
 
     fn send_batches(&mut self) {
