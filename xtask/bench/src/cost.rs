@@ -76,12 +76,12 @@ async fn held(messages: usize) -> Result<()> {
     let handler = service_fn(|_| std::future::pending::<Result<Outcome, Infallible>>());
     let config =
         config()?.with_max_in_flight(1).with_budget_messages(2 * messages).with_budget_bytes(usize::MAX);
-    let (source, _done) = pool::source(messages);
+    let (source, all_out, _done) = pool::source(messages);
     let pool = Pool::start_with(Box::new(source), config, Handlers::new().on(topic, handler))?;
-    // Asking costs too: seldom enough to be nothing beside the reading.
-    while pool.state().await.held_messages < messages {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    all_out.await?;
+    // Asked once: it looks at every lane.
+    let held = pool.state().await.held_messages;
+    ensure!(held == messages, "{held} messages are held, not {messages}");
     let report = pool.drain(Duration::ZERO).await;
     ensure!(report.counters.handled == 0, "{} messages were handled", report.counters.handled);
     Ok(())

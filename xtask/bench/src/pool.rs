@@ -13,6 +13,7 @@ use ebus_core::{
     Outcome, Owned, Ownership, PartitionId, Position, Settlement, Source, SourceEvent, Token, Topic,
 };
 use ebus_pool::{Batch, Handlers, Pool, PoolConfig};
+use tokio::sync::oneshot;
 
 use crate::runner::Benchmark;
 use crate::work::{KEYS, PARTITIONS, messages};
@@ -178,7 +179,8 @@ struct Ready {
     messages: &'static [Message],
     left: usize,
     unsettled: usize,
-    done: Option<tokio::sync::oneshot::Sender<()>>,
+    out: Option<oneshot::Sender<()>>,
+    done: Option<oneshot::Sender<()>>,
 }
 
 #[async_trait]
@@ -212,6 +214,9 @@ impl Source for Ready {
             out.push(SourceEvent::Message(Inbound { token, message }));
         }
         self.left -= n;
+        if self.left == 0 {
+            self.out.take().map(|out| out.send(()));
+        }
         Ok(n)
     }
 
@@ -237,9 +242,10 @@ impl Source for Ready {
     }
 }
 
-/// A source of `n` messages, and what is told when the last one is settled.
-pub(crate) fn source(n: usize) -> (impl Source, tokio::sync::oneshot::Receiver<()>) {
-    let (done, all_done) = tokio::sync::oneshot::channel();
+/// A source of `n` messages, and what is told when the last one is handed out, and when it is settled.
+pub(crate) fn source(n: usize) -> (impl Source, oneshot::Receiver<()>, oneshot::Receiver<()>) {
+    let (out, all_out) = oneshot::channel();
+    let (done, all_done) = oneshot::channel();
     let source = Ready {
         ownership: Ownership::new(LedgerLimits::default().with_max_span(1 << 20)),
         owned: Vec::new(),
@@ -247,9 +253,10 @@ pub(crate) fn source(n: usize) -> (impl Source, tokio::sync::oneshot::Receiver<(
         messages: messages(),
         left: n,
         unsettled: n,
+        out: Some(out),
         done: Some(done),
     };
-    (source, all_done)
+    (source, all_out, all_done)
 }
 
 fn config() -> Result<PoolConfig> {
@@ -272,7 +279,7 @@ pub(crate) fn batched() -> Result<Handlers> {
 
 /// Has `n` messages handled and settled; messages per second.
 pub(crate) async fn handle(n: usize, config: PoolConfig, handlers: Handlers) -> Result<f64> {
-    let (source, all_done) = source(n);
+    let (source, _, all_done) = source(n);
     let begun = Instant::now();
     let pool = Pool::start_with(Box::new(source), config, handlers)?;
     all_done.await?;
