@@ -124,7 +124,7 @@ pub(crate) fn varint_len(value: u64) -> usize {
     if value < 128 {
         return 1;
     }
-    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
+    (64 - value.leading_zeros() as usize).div_ceil(7)
 }
 
 fn encode_set(watermark: u64, set: &OffsetSet) -> String {
