@@ -14,7 +14,8 @@ pub(crate) struct Args {
     #[arg(long)]
     dev: bool,
     /// For the program itself: `--backend memory|kafka|nats --minutes M --members N --seed S [--events-per-second R]
-    /// [--nodes 1|3] [--batches] [--parks] [--json FILE]`, or `--backend B --blocked SECONDS`, or `judge DIR [--show N]`, or `--help`
+    /// [--nodes 1|3] [--batches] [--parks] [--at-most-once] [--json FILE]`, or `--backend B --blocked SECONDS`, or
+    /// `judge DIR [--show N]`, or `--help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }

@@ -82,7 +82,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
     // The broker has had its time; judging wants the memory.
     drop(world);
     let (events, torn) = judge::events(&dir, &run)?;
-    run.back = back.map(|back| verdict::judge(&events, &back, run.mode.parks));
+    run.back = back.map(|back| verdict::judge(&events, &back, run.mode));
     run.write(&dir)?;
     let (report, _) = judge::judge(&run, &events, torn);
     println!("{report}");

@@ -66,8 +66,12 @@ impl Member {
                 builder.on(topic, RecordedHandler::new(handler, history.clone(), &group, name))
             };
             let builder = if mode.parks { builder.park_keys(MOST_PARKED) } else { builder };
-            let retry = RetryPolicy::exponential().first(Duration::from_millis(20));
-            let builder = builder.retry(retry).dead_letter(names.dead_letters.as_str());
+            let builder = if mode.at_most_once {
+                builder.at_most_once()
+            } else {
+                let retry = RetryPolicy::exponential().first(Duration::from_millis(20));
+                builder.retry(retry).dead_letter(names.dead_letters.as_str())
+            };
             match builder.revoke_within(REVOKE_WITHIN).start().await {
                 Ok(consumer) => return Ok(Self { bus, consumer }),
                 Err(error) if passes(&error) => {

@@ -51,6 +51,7 @@ impl fmt::Display for Ground {
 
 /// How members handle.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Mode {
     /// Members handle in batches
     #[arg(long)]
@@ -58,12 +59,16 @@ pub(crate) struct Mode {
     /// Members park the keys of dead letters, which the driver has redriven
     #[arg(long)]
     pub(crate) parks: bool,
+    /// Members handle at most once: what is under way when one is killed does not run again
+    #[arg(long, conflicts_with_all = ["batches", "parks"])]
+    pub(crate) at_most_once: bool,
 }
 
 impl Mode {
     /// As options of a member.
     pub(crate) fn args(self) -> Vec<String> {
-        let all = [(self.batches, "--batches"), (self.parks, "--parks")];
+        let all =
+            [(self.batches, "--batches"), (self.parks, "--parks"), (self.at_most_once, "--at-most-once")];
         all.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_owned()).collect()
     }
 }
@@ -111,7 +116,9 @@ impl Options {
             bail!("--minutes is {}; give 0.25 to 1440", self.minutes);
         }
         if self.blocked.is_some() && self.mode != Mode::default() {
-            bail!("--blocked asks what runs again of single messages; leave --batches and --parks out");
+            bail!(
+                "--blocked asks what runs again of single messages; leave --batches, --parks and --at-most-once out"
+            );
         }
         let minutes = Duration::from_secs_f64(self.minutes * 60.0);
         if self.ground.consumer_protocol && self.ground.backend != Backend::Kafka {

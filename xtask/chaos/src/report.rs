@@ -95,6 +95,9 @@ pub(crate) struct Report {
     held_up: u64,
     oldest_held_up_ms: f64,
     excused_overlaps: u64,
+    cut_short: u64,
+    unstarted_at_crashes: u64,
+    unstarted: u64,
     lost: u64,
     reordered: u64,
     overlapping: u64,
@@ -150,6 +153,9 @@ impl Report {
             held_up: verdict.held_up,
             oldest_held_up_ms: verdict.oldest_held_up.as_secs_f64() * 1e3,
             excused_overlaps: verdict.excused_overlaps,
+            cut_short: verdict.cut_short,
+            unstarted_at_crashes: verdict.unstarted_at_crashes,
+            unstarted: verdict.unstarted,
             lost: verdict.lost,
             reordered: verdict.reordered,
             overlapping: verdict.overlapping,
@@ -217,6 +223,13 @@ impl fmt::Display for Report {
             self.excused_overlaps,
             self.torn_lines
         )?;
+        if self.mode.at_most_once {
+            writeln!(
+                f,
+                "at most once      {} cut short, {} committed and not started at crashes, {} given up",
+                self.cut_short, self.unstarted_at_crashes, self.unstarted
+            )?;
+        }
         match &self.back {
             Some(back) => writeln!(
                 f,

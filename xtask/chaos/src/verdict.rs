@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use ebus_testkit::history::{Event, Kind, Outcome};
 use serde::{Deserialize, Serialize};
 
+use crate::options::Mode;
 use crate::read_back::{Letter, ReadBack, Stored};
 use crate::setting::Names;
 use crate::work::Work;
@@ -96,12 +97,12 @@ impl<'a> Told<'a> {
 }
 
 /// Holds what was read back against the history. Where keys are parked, what follows a dead letter is one too, and all of them were
-/// redriven in the end.
-pub(crate) fn judge(events: &[Event], back: &ReadBack, parks: bool) -> Back {
+/// redriven in the end. At most once, what is rejected is dropped.
+pub(crate) fn judge(events: &[Event], back: &ReadBack, mode: Mode) -> Back {
     let told = Told::by(events, &Names::default());
     let mut found = Back { stored: back.stored.len() as u64, ..Back::default() };
     topic(&told, back, &mut found);
-    dead_letters(&told, back, parks, &mut found);
+    dead_letters(&told, back, mode, &mut found);
     committed(back, &mut found);
     found
 }
@@ -144,15 +145,15 @@ fn topic(told: &Told<'_>, back: &ReadBack, found: &mut Back) {
     }
 }
 
-fn dead_letters(told: &Told<'_>, back: &ReadBack, parks: bool, found: &mut Back) {
+fn dead_letters(told: &Told<'_>, back: &ReadBack, Mode { parks, at_most_once, .. }: Mode, found: &mut Back) {
     let (mut rejected, mut may_be) = (HashMap::new(), HashMap::new());
     for Stored { partition, offset, event } in &back.stored {
         let Some(((key, version), work)) = event else { continue };
         let (id, at) = ((key.as_str(), *version), (*partition, *offset));
-        if *work == Work::Reject {
+        if *work == Work::Reject && !at_most_once {
             rejected.insert(id, at);
         }
-        if *work == Work::Reject || parks {
+        if *work == Work::Reject && !at_most_once || parks {
             may_be.insert(id, at);
         }
     }
@@ -217,6 +218,8 @@ fn committed(back: &ReadBack, found: &mut Back) {
 mod tests {
     use super::*;
 
+    const PARKS: Mode = Mode { batches: false, parks: true, at_most_once: false };
+
     fn event(kind: Kind, topic: &str, version: u64) -> Event {
         let mut event = Event::new(kind);
         (event.topic, event.key, event.version) = (Some(topic.into()), Some("k".into()), Some(version));
@@ -225,7 +228,7 @@ mod tests {
     }
 
     /// Version 1 of a key is rejected, 2 and 3 follow it; all are dead letters. Handled are the versions in `handled`.
-    fn judged(handled: &[u64], parks: bool) -> Back {
+    fn judged(handled: &[u64], mode: Mode) -> Back {
         let names = Names::default();
         let (mut events, mut back) = (Vec::new(), ReadBack::default());
         for version in 1..=3 {
@@ -243,19 +246,25 @@ mod tests {
             events.push(end);
         }
         back.committed = vec![(0, 3)];
-        judge(&events, &back, parks)
+        judge(&events, &back, mode)
     }
 
     #[test]
     fn what_follows_a_dead_letter_is_one_too_where_keys_are_parked_and_only_there() {
-        let back = judged(&[1, 2, 3], true);
+        let back = judged(&[1, 2, 3], PARKS);
         assert_eq!((back.broken(), back.dead_letters), (0, 3), "{back:?}");
-        assert_eq!(judged(&[1, 2, 3], false).unexpected, 2);
+        assert_eq!(judged(&[1, 2, 3], Mode::default()).unexpected, 2);
+    }
+
+    #[test]
+    fn at_most_once_there_is_no_dead_letter() {
+        let back = judged(&[1, 2, 3], Mode { at_most_once: true, ..Mode::default() });
+        assert_eq!((back.broken(), back.unexpected), (3, 3), "{back:?}");
     }
 
     #[test]
     fn a_dead_letter_that_was_never_handled_is_lost_where_keys_are_parked() {
-        let back = judged(&[1, 3], true);
+        let back = judged(&[1, 3], PARKS);
         assert_eq!((back.broken(), back.lost), (1, 1), "{back:?}");
     }
 }

@@ -87,7 +87,8 @@ impl Nature {
             .max_in_flight(most)
             .only_faults_excuse(self.recovers_within);
         let rules = if self.leases { rules.leases() } else { rules };
-        let rules = if mode.parks { rules.parks(names.group) } else { rules };
+        let rules = if mode.parks { rules.parks(names.group.as_str()) } else { rules };
+        let rules = if mode.at_most_once { rules.at_most_once(names.group) } else { rules };
         if self.group_waits { rules.group_waits(self.lease + COMMIT_WITHIN) } else { rules }
     }
 }

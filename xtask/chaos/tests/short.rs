@@ -1,4 +1,5 @@
-//! A short run of chaos on each backend, with fixed seeds: the main faults, and all promises kept; and one with a blocked key.
+//! A short run of chaos on each backend, with fixed seeds: the main faults, and all promises kept; one with a blocked key; and one
+//! whose members handle at most once.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,17 +22,25 @@ const BLOCKED: &[&str] = &["2 kill", "1 leave"];
 fn main() {
     let args = Arguments::from_args();
     let mut trials = Vec::new();
-    trials.push(Trial::test("chaos_on_memory", || chaos("memory", &schedule(MEMORY_SEED), MEMORY, None)));
-    trials.push(Trial::test("blocked_on_memory", || chaos("memory", &blocked(), BLOCKED, None)));
+    trials.push(Trial::test("chaos_on_memory", || {
+        chaos("memory", &schedule(MEMORY_SEED), MEMORY, None).map(|_| ())
+    }));
+    trials.push(Trial::test("blocked_on_memory", || chaos("memory", &blocked(), BLOCKED, None).map(|_| ())));
     trials.push(Trial::test("parked_in_batches_on_memory", || {
-        chaos("memory", &[parked(), schedule(MEMORY_SEED)].concat(), MEMORY, None)
+        chaos("memory", &[parked(), schedule(MEMORY_SEED)].concat(), MEMORY, None).map(|_| ())
+    }));
+    trials.push(Trial::test("at_most_once_on_memory", || {
+        chaos("memory", &at_most_once(MEMORY_SEED), MEMORY, None).map(|_| ())
     }));
     for need in Need::ALL {
         trials.push(private_trial(format!("chaos_on_{}", need.name()), need, move |home| {
-            chaos(need.name(), &schedule(BROKER_SEED), BROKER, Some(&home))
+            chaos(need.name(), &schedule(BROKER_SEED), BROKER, Some(&home)).map(|_| ())
         }));
         trials.push(private_trial(format!("blocked_on_{}", need.name()), need, move |home| {
-            chaos(need.name(), &blocked(), BLOCKED, Some(&home))
+            chaos(need.name(), &blocked(), BLOCKED, Some(&home)).map(|_| ())
+        }));
+        trials.push(private_trial(format!("at_most_once_on_{}", need.name()), need, move |home| {
+            cut_short(&chaos(need.name(), &at_most_once(BROKER_SEED), BROKER, Some(&home))?)
         }));
     }
     libtest_mimic::run(&args, trials).exit();
@@ -39,9 +48,14 @@ fn main() {
 
 fn schedule(seed: u64) -> Vec<String> {
     // Few events: the build is not optimised, and other tests want the machine too.
-    let asked =
-        ["--minutes", "0.75", "--members", "3", "--events-per-second", "300", "--seed", &seed.to_string()];
-    asked.map(str::to_owned).to_vec()
+    at_rate(300, seed)
+}
+
+fn at_rate(events_per_second: u32, seed: u64) -> Vec<String> {
+    let (rate, seed) = (events_per_second.to_string(), seed.to_string());
+    ["--minutes", "0.75", "--members", "3", "--events-per-second", &rate, "--seed", &seed]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// Members handle in batches and park keys, which are redriven meanwhile.
@@ -49,13 +63,27 @@ fn parked() -> Vec<String> {
     ["--parks", "--batches"].map(str::to_owned).to_vec()
 }
 
+/// Members handle at most once, so many events that some run when a process is killed.
+fn at_most_once(seed: u64) -> Vec<String> {
+    [vec!["--at-most-once".to_owned()], at_rate(600, seed)].concat()
+}
+
+/// Processes were killed in the middle of handlers: what was under way there was not run again, or the verdict would say so.
+fn cut_short(said: &str) -> Result<(), Failed> {
+    let line = said.lines().find_map(|line| line.strip_prefix("at most once")).unwrap_or_default();
+    match line.split_whitespace().next().map(str::parse::<u64>) {
+        Some(Ok(1..)) => Ok(()),
+        _ => Err(format!("no run was open when a process was killed; take another seed: {line:?}").into()),
+    }
+}
+
 /// Enough to see by hundreds what would run again if nothing above the watermark were known.
 fn blocked() -> Vec<String> {
     ["--blocked", "6", "--events-per-second", "600", "--seed", "1"].map(str::to_owned).to_vec()
 }
 
-/// Keeps the histories when a promise was broken, and says where.
-fn chaos(backend: &str, asked: &[String], faults: &[&str], home: Option<&Home>) -> Result<(), Failed> {
+/// What it said. Keeps the histories when a promise was broken, and says where.
+fn chaos(backend: &str, asked: &[String], faults: &[&str], home: Option<&Home>) -> Result<String, Failed> {
     // Runs go beside each other, some with equal seeds.
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("chaos").join(asked[0].trim_start_matches('-'));
     let mut run = Command::new(env!("CARGO_BIN_EXE_ebus-chaos"));
@@ -74,7 +102,7 @@ fn chaos(backend: &str, asked: &[String], faults: &[&str], home: Option<&Home>) 
         done.iter().any(|done| done.split_once(' ').is_some_and(|(_, kind)| kind == fault) || *done == fault)
     };
     match faults.iter().find(|fault| !is_done(fault)) {
-        None => Ok(()),
+        None => Ok(said.into_owned()),
         Some(missing) => Err(format!("{asked:?} has no {missing:?}; take another seed: {done:?}").into()),
     }
 }

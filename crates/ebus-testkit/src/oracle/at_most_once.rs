@@ -1,6 +1,6 @@
 //! At most once: settled, then started, once or never (G1, G2, G6).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::facts::{At, Facts, Ownership, Run, Work, place, work};
 use super::rules::nanos;
@@ -12,6 +12,7 @@ pub(super) fn judge(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {
         return;
     }
     let settled = settled(facts, rules);
+    verdict.cut_short = cut_short(facts, rules);
     twice(facts, rules, verdict);
     started_unsettled(facts, rules, &settled, verdict);
     never_started(facts, rules, &settled, verdict);
@@ -42,6 +43,17 @@ fn settled<'a>(facts: &Facts<'a>, rules: &Rules) -> Settled<'a> {
 
 fn runs<'f, 'a>(facts: &'f Facts<'a>, rules: &'f Rules) -> impl Iterator<Item = &'f Run<'a>> {
     facts.runs.iter().filter(|run| rules.at_most_once.contains(run.work.0))
+}
+
+/// Runs whose process died: they have no end, or the one that was put in at its death.
+fn cut_short(facts: &Facts<'_>, rules: &Rules) -> u64 {
+    let killed = facts.events.iter().filter(|event| event.kind == Kind::Killed);
+    let deaths: HashSet<_> = killed.map(|event| (event.member.as_deref(), event.at_ns)).collect();
+    let is_put_in = |end: At| {
+        let end = facts.event(end);
+        deaths.contains(&(end.member.as_deref(), end.at_ns))
+    };
+    runs(facts, rules).filter(|run| run.end.is_none_or(is_put_in)).count() as u64
 }
 
 fn twice(facts: &Facts<'_>, rules: &Rules, verdict: &mut Verdict) {

@@ -69,6 +69,8 @@ pub struct Verdict {
     pub oldest_held_up: Duration,
     /// Starts beside an open run of their key that are excused: a member did not know yet that it had lost its partition.
     pub excused_overlaps: u64,
+    /// Of groups that are at most once: runs without an end, because their process died; no promise is broken.
+    pub cut_short: u64,
     /// Of groups that are at most once: messages that were settled and never started, because their owner crashed; no promise is
     /// broken.
     pub unstarted_at_crashes: u64,

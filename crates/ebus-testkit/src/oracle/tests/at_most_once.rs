@@ -2,7 +2,7 @@
 
 use super::script::Script;
 use super::{Promise, Rules, finds, judge};
-use crate::history::Outcome;
+use crate::history::{Kind, Outcome};
 
 fn once() -> Rules {
     Rules::new().at_most_once("g")
@@ -63,6 +63,23 @@ fn p1_what_is_never_settled_is_lost_and_what_is_never_started_only_by_a_crash() 
         assert!(verdict.kept(), "{verdict}");
         assert_eq!((verdict.unstarted_at_crashes, verdict.unstarted), expected);
     }
+}
+
+#[test]
+fn what_began_and_ended_with_its_process_is_counted_and_no_promise_is_broken() {
+    let script = begun().settled("m", 1, 1).start("m", 1, "k", 1);
+    let mut put_in = script.clone().end("m", 1, "k", 1, Outcome::Cancelled).fault(Kind::Killed, "m");
+    // As merging puts it in: at the death.
+    if let [.., end, death] = &mut put_in.events[..] {
+        end.at_ns = death.at_ns;
+    }
+    for script in [script.fault(Kind::Killed, "m"), put_in] {
+        let verdict = judge(&script.events, &once());
+        assert!(verdict.kept(), "{verdict}");
+        assert_eq!((verdict.cut_short, verdict.unstarted_at_crashes), (1, 0));
+    }
+    let verdict = judge(&begun().fault(Kind::Killed, "m").events, &once());
+    assert_eq!(verdict.cut_short, 0);
 }
 
 #[test]
