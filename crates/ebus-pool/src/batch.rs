@@ -91,3 +91,20 @@ impl Batch {
         problems
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_may_be_as_large_as_the_budget_and_not_larger() {
+        let config = PoolConfig::new(ebus_core::Group::new("g").expect("legal"))
+            .with_budget_messages(10)
+            .with_budget_bytes(100);
+        let problems = |messages, bytes| Batch::of(messages).max_bytes(bytes).problems(&config).len();
+        assert_eq!(problems(10, 100), 0);
+        assert_eq!(problems(11, 101), 2);
+        assert_eq!(problems(0, 0), 2);
+        assert_eq!(problems(1, 1), 0);
+    }
+}

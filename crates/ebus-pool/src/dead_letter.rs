@@ -155,6 +155,10 @@ mod tests {
     }
 
     fn letter_of(error: String, short: bool) -> Publish {
+        letter_for(&obituary(error), short)
+    }
+
+    fn letter_for(why: &Obituary, short: bool) -> Publish {
         let topic = Topic::new("orders").expect("legal");
         let origin = Origin {
             group: Group::new("g").expect("legal"),
@@ -163,7 +167,7 @@ mod tests {
             epoch: Epoch(5),
         };
         let message = Message::new("body").with_key("k").with_header("own", "1");
-        letter(&Topic::new("orders.dlq").expect("legal"), &origin, &message, &obituary(error), short)
+        letter(&Topic::new("orders.dlq").expect("legal"), &origin, &message, why, short)
     }
 
     #[test]
@@ -226,5 +230,23 @@ mod tests {
             assert!(headers.first_str(ERROR).is_some_and(|text| text.starts_with('ü')));
             assert!(headers.contains(CUT));
         }
+        // Where no character is split, not a byte is given away.
+        let headers = letter_of("u".repeat(10_000), false).message.headers;
+        assert_eq!(headers.byte_len(), MAX_ADDED_BYTES + "own1".len());
+    }
+
+    #[test]
+    fn p8_what_never_ran_has_no_times_of_failures() {
+        let place = |topic| PartitionId::new(Topic::new(topic).expect("legal"), 3);
+        let (at, since) = ((4, Epoch(5)), Timestamp::from_millis(9));
+        let parked = ParkedKey::new("k".into(), place("orders"), at, place("orders.dlq"), 0, since, "boom");
+        let why = Obituary::parked(&parked);
+        let publish = letter_for(&why, false);
+        let headers = &publish.message.headers;
+        assert_eq!((headers.first_str(REASON), headers.first_str(ATTEMPTS)), (Some("parked"), Some("0")));
+        assert!(
+            headers.first_str(ERROR).is_some_and(|text| text.contains("offset 4") && text.ends_with("boom"))
+        );
+        assert!(!headers.contains(FIRST_FAILED_MS) && !headers.contains(LAST_FAILED_MS));
     }
 }

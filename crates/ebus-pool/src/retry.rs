@@ -360,6 +360,13 @@ mod tests {
     }
 
     #[test]
+    fn a_cap_may_be_as_low_as_the_first_delay_and_not_lower() {
+        let ms = Duration::from_millis;
+        let problems = |cap| RetryPolicy::exponential().first(ms(20)).cap(ms(cap)).problems().len();
+        assert_eq!((problems(20), problems(19)), (0, 1));
+    }
+
+    #[test]
     fn fixed_is_fixed() {
         assert!(RetryPolicy::fixed(7 * MS).delays().take(50).all(|d| d == 7 * MS));
     }

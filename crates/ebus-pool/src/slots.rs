@@ -110,6 +110,27 @@ fn take(slots: &AtomicUsize) -> bool {
     slots.fetch_update(SeqCst, SeqCst, |slots| slots.checked_sub(1)).is_ok()
 }
 
+#[cfg(all(test, not(ebus_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p4_a_slot_that_is_given_back_is_for_the_shard_that_waits() {
+        let (slots, waker) = (Slots::new(1, 2), Waker::noop());
+        assert!(slots.acquire(0, waker) && !slots.others_starve(0));
+        assert!(!slots.acquire(1, waker), "there is none");
+        assert!(slots.others_starve(0) && !slots.others_starve(1));
+        slots.release(0, 1);
+        assert!(!slots.others_starve(0), "it has one");
+        assert!(!slots.acquire(0, waker), "the other shard's");
+        // The other shard finds no use for it.
+        assert_eq!(slots.take_granted(1), 1);
+        assert_eq!((slots.take_granted(1), slots.take_granted(0)), (0, 0));
+        slots.release(1, 1);
+        assert!(slots.acquire(0, waker));
+    }
+}
+
 #[cfg(all(test, ebus_loom))]
 mod model {
     use loom::future::block_on;

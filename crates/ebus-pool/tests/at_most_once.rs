@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -97,6 +98,39 @@ async fn p2_a_key_runs_in_order_and_more_of_it_is_committed_at_once_while_its_ru
     assert_eq!(most, 64);
 }
 
+/// Where a run takes long, little may be committed that has not started.
+#[tokio::test(start_paused = true)]
+async fn p5_a_key_whose_runs_get_slow_commits_half_as_much_each_time() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, once()).expect("valid");
+    let slow = Arc::new(AtomicBool::new(false));
+    let is_slow = slow.clone();
+    let handler = handler(move |_| {
+        let run = if is_slow.load(Relaxed) { 100 * MS } else { Duration::ZERO };
+        async move {
+            tokio::time::sleep(run).await;
+            Outcome::Ack
+        }
+    });
+    pool.subscribe(topic(), handler).expect("open");
+    let owned = script.assign(0);
+    for _ in 0..300 {
+        script.deliver(owned, Some("a"));
+    }
+    let mut ahead = Vec::new();
+    while ahead.last() != Some(&1) || ahead.len() == 1 {
+        let handled = pool.counters().handled;
+        until("more is asked for", || script.finished().len() as u64 > handled).await;
+        tokio::time::sleep(MS).await;
+        ahead.push(script.finished().len() as u64 - handled);
+        slow.store(ahead.len() > 5, Relaxed);
+        script.commit(owned);
+        let now = script.finished().len() as u64;
+        until("what is committed runs", || pool.counters().handled == now).await;
+    }
+    assert_eq!(ahead, [1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn g05_what_nobody_handles_yet_is_not_committed() {
     let (mut script, source) = script();
@@ -141,6 +175,48 @@ async fn p5_what_is_committed_ahead_is_bounded_by_what_may_be_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p5_shards_share_what_may_be_committed_ahead() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let _pool = pool(source, once().with_shards(2).with_max_in_flight(4), &log, 10 * S);
+    let owned = script.assign(0);
+    for _ in 0..100 {
+        script.deliver(owned, None);
+    }
+    // What one shard asks for while the request of the other is open goes with the next one.
+    until("both shards have asked", || {
+        script.finished().len() >= 8 || {
+            script.commit(owned);
+            false
+        }
+    })
+    .await;
+    script.commit(owned);
+    tokio::time::sleep(S).await;
+    assert_eq!(script.finished().len(), 8, "twice as many as may be in flight");
+}
+
+#[tokio::test(start_paused = true)]
+async fn p5_keys_share_what_may_be_committed_ahead() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = pool(source, once().with_shards(1).with_max_in_flight(4), &log, Duration::ZERO);
+    let owned = script.assign(0);
+    for _ in 0..100 {
+        for key in ["a", "b", "c"] {
+            script.deliver(owned, Some(key));
+        }
+    }
+    let mut most = 0;
+    while pool.counters().handled < 300 {
+        tokio::time::sleep(MS).await;
+        most = most.max(script.finished().len() as u64 - pool.counters().handled);
+        script.commit(owned);
+    }
+    assert_eq!(most, 8, "twice as many as may be in flight");
+}
+
+#[tokio::test(start_paused = true)]
 async fn c10_a_hand_over_waits_for_what_is_committed_and_leaves_the_rest_to_the_next_owner() {
     let (mut script, source) = script();
     let log = Log::default();
@@ -170,6 +246,74 @@ async fn c10_a_hand_over_waits_for_what_is_committed_and_leaves_the_rest_to_the_
     assert_eq!(starts, [0, 3], "each once, and none that was left");
     assert_eq!((pool.counters().handled, pool.counters().lost), (2, 0));
     assert_eq!(pool.state().await.held_messages, 0);
+}
+
+/// Of a key of which several are committed, all run before its partition is released, and none behind them.
+#[tokio::test(start_paused = true)]
+async fn p1_a_hand_over_waits_for_all_that_is_committed_of_a_key() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = pool(source, once(), &log, MS);
+    let owned = script.assign(0);
+    for _ in 0..20 {
+        script.deliver(owned, Some("a"));
+    }
+    for settled in [1, 3] {
+        until("more is settled", || script.finished().len() == settled).await;
+        script.commit(owned);
+    }
+    until("four more are settled", || script.finished().len() == 7).await;
+    script.revoke(owned, 10 * S);
+    until("what is behind is left", || script.dropped().len() == 13).await;
+    assert_eq!(script.dropped(), (7..20).collect::<Vec<_>>());
+    tokio::time::sleep(S).await;
+    assert!(!script.released() && log.starts().len() == 3, "not committed yet");
+    script.commit(owned);
+    until("it is released", || script.released()).await;
+    assert_eq!(log.starts(), (0..7).collect::<Vec<_>>());
+    assert_eq!((pool.counters().handled, pool.counters().lost), (7, 0));
+}
+
+/// What the deadline of one partition gives up is none of another's.
+#[tokio::test(start_paused = true)]
+async fn p1_the_deadline_of_a_partition_gives_up_nothing_of_another() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = pool(source, once().with_shards(1).with_max_in_flight(1), &log, 1000 * S);
+    let (ends, stays) = (script.assign(0), script.assign(1));
+    for key in ["a", "b"] {
+        script.deliver(ends, Some(key));
+    }
+    until("they are settled", || script.finished().len() == 2).await;
+    script.commit(ends);
+    until("one runs", || log.starts().len() == 1).await;
+    for key in ["c", "d"] {
+        script.deliver(stays, Some(key));
+    }
+    until("they are settled", || script.finished().len() == 4).await;
+    script.commit(stays);
+    script.revoke(ends, S);
+    until("it is released", || script.released()).await;
+    until("the other partition has its turn", || log.starts().len() == 2).await;
+    assert_eq!((pool.counters().cancelled, pool.counters().lost), (1, 1));
+    assert_eq!(pool.state().await.held_messages, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p8_what_runs_at_the_deadline_is_cancelled_and_not_lost() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = pool(source, once().with_shards(1).with_max_in_flight(2), &log, 1000 * S);
+    let owned = script.assign(0);
+    for key in ["a", "b", "c"] {
+        script.deliver(owned, Some(key));
+    }
+    until("they are settled", || script.finished().len() == 3).await;
+    script.commit(owned);
+    until("two run", || log.starts().len() == 2).await;
+    let report = pool.drain(S).await;
+    let left = &report.left[0];
+    assert_eq!((left.cancelled, left.lost, left.queued), (2, 1, 0), "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]
