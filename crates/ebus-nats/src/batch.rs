@@ -34,6 +34,8 @@ pub(crate) struct Batch {
     pub(crate) anchored: Option<u64>,
     /// An offset in front of the batch, whatever becomes of its anchor.
     pub(crate) floor: u64,
+    /// Its members have no ids: it can be fenced.
+    pub(crate) is_fenced: bool,
     /// The numbers of its messages, in order.
     pub(crate) members: Vec<u64>,
     /// Positions from 1 of what the server refused.
@@ -58,7 +60,17 @@ impl Batch {
     /// `prefix` is unique among all publishers of the stream.
     pub(crate) fn new(inbox: &str, prefix: &str, id: u64, route: usize, anchor: u64, floor: u64) -> Self {
         let head = format!("{inbox}.{prefix}{id}.{FLOW}.fail.");
-        Self { id, route, anchor, anchored: None, floor, members: Vec::new(), refused: Vec::new(), head }
+        Self {
+            id,
+            route,
+            anchor,
+            anchored: None,
+            floor,
+            is_fenced: false,
+            members: Vec::new(),
+            refused: Vec::new(),
+            head,
+        }
     }
 
     /// Takes the message of this number in, and says its reply subject.
@@ -117,6 +129,13 @@ impl Batch {
             was_refused: !self.refused.is_empty(),
         }
     }
+}
+
+/// The reply subject, behind `head`, of a message that ends this batch wherever it is, and is not stored.
+pub(crate) fn end_reply(head: &str, prefix: &str, id: u64) -> String {
+    // Behind the last message of any batch: the server ends it where it is, because of the gap.
+    const BEYOND: u64 = 1_000_000;
+    format!("{head}.{prefix}{id}.{FLOW}.fail.{BEYOND}.{END}{SUFFIX}")
 }
 
 /// What a reply subject says: the batch and the position in it. `None` for one of a single message.

@@ -3,6 +3,7 @@
 //! | NATS header | carries |
 //! |---|---|
 //! | `Nats-Msg-Id` | for the server, the caller's id or one of ours; never part of the message's own headers. One of ours is `Ebus <time and key> <what is unique>`, and marks a message as ours |
+//! | `Ebus-Id` | one of our ids that the server does not look at, in a batch that can be fenced (`pump/remains.rs`) |
 //! | `Ebus` | time and key, where the id is the caller's, or the key too long to be part of one |
 //! | `Ebus-Order` | the exact list of headers, only where native headers alone would not bring it back |
 //! | all others | the headers, natively |
@@ -26,6 +27,8 @@ use crate::headers::{self, ORDER, is_plain};
 /// Time and key of a message of ours.
 const EBUS: &str = "Ebus";
 const EBUS_NAME: HeaderName = HeaderName::from_static(EBUS);
+/// An id of ours that the server does not look at.
+pub(crate) const TAG: HeaderName = HeaderName::from_static("Ebus-Id");
 /// The key of a message of other make.
 const KEY: &str = "Ebus-Key";
 
@@ -158,7 +161,7 @@ pub(crate) fn decode(map: Option<&HeaderMap>, payload: Bytes, stored: impl FnOnc
     let Some(map) = map.filter(|map| !map.is_empty()) else {
         return Message::made_at(stored(), payload);
     };
-    let id = map.get(NATS_MESSAGE_ID).and_then(|id| in_id(id.as_str()));
+    let id = id_of(map).and_then(in_id);
     // Beside it the id is the caller's, whatever stands in it.
     let beside = if id.is_none() || map.len() > 1 { map.get(EBUS_NAME) } else { None };
     let own = beside.map(|own| own.as_str()).or(id);
@@ -174,6 +177,11 @@ pub(crate) fn decode(map: Option<&HeaderMap>, payload: Bytes, stored: impl FnOnc
         return message;
     }
     message.with_headers(headers::decode(map, order, |name| !is_own(name) && !is_servers(name)))
+}
+
+/// The id of a message, or its tag: what makes it unique, if it is ours.
+pub(crate) fn id_of(map: &HeaderMap) -> Option<&str> {
+    map.get(NATS_MESSAGE_ID).or_else(|| map.get(TAG)).map(|id| id.as_str())
 }
 
 fn decode_foreign(map: &HeaderMap, payload: Bytes, stored: Timestamp) -> Message {

@@ -29,7 +29,7 @@ fn back(message: &Message, map: &HeaderMap) -> Message {
     decode(Some(map), message.payload.clone(), || unreachable!("it carries its time"))
 }
 
-/// With an id of the caller's, and with the longest one of ours.
+/// With an id of the caller's, with the longest one of ours, and as a member of a batch, the first one, too.
 fn there_and_back(message: &Message) -> (Message, HeaderMap) {
     let Encoded { headers, own, len } = encode(message, Some("id-1"));
     let (read, wire_len) = over_the_wire(&headers);
@@ -39,6 +39,13 @@ fn there_and_back(message: &Message) -> (Message, HeaderMap) {
     assert_eq!(encode(message, None).len, own_len + no_space);
     let back = back(message, &read);
     assert_eq!(self::back(message, &ours), back);
+    let mut tagged = by_own_id(message);
+    tagged.insert(TAG, tagged.get(NATS_MESSAGE_ID).expect("one of ours").clone());
+    let mut tagged: HeaderMap = without(&tagged, "Nats-Msg-Id");
+    assert_eq!(self::back(message, &over_the_wire(&tagged).0), back);
+    tagged.insert("Nats-Expected-Last-Subject-Sequence", "0");
+    tagged.insert("Nats-Expected-Last-Subject-Sequence-Subject", "orders.void=.1");
+    assert_eq!(self::back(message, &over_the_wire(&tagged).0), back);
     (back, read)
 }
 
@@ -46,6 +53,14 @@ fn by_own_id(message: &Message) -> HeaderMap {
     let Encoded { mut headers, own, .. } = encode(message, None);
     headers.insert(NATS_MESSAGE_ID, complete_id(own, "AbCd_-90123", u64::MAX));
     headers
+}
+
+fn without(map: &HeaderMap, name: &str) -> HeaderMap {
+    let mut left = HeaderMap::new();
+    for (other, values) in map.iter().filter(|(other, _)| other.to_string() != name) {
+        values.iter().for_each(|value| left.append(other.clone(), value.clone()));
+    }
+    left
 }
 
 fn natives(map: &HeaderMap) -> Vec<&str> {

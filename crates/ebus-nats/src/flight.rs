@@ -29,8 +29,10 @@ pub(crate) struct Flight {
     pub(crate) headers: HeaderMap,
     pub(crate) own: String,
     /// The caller's own id, in the headers already: such a message goes by itself, because it may have an older offset. All
-    /// others get one of ours when they are sent.
+    /// others get one of ours when they are sent, as an id or, in a batch that can be fenced, as a tag.
     pub(crate) id: Option<Box<str>>,
+    /// The batch that it is a member of without an id: known when it is sent.
+    pub(crate) seat: Option<Seat>,
     /// The hash of the key; `None` without a key.
     pub(crate) hash: Option<u32>,
     /// Where it went; known when it is sent.
@@ -39,9 +41,19 @@ pub(crate) struct Flight {
     pub(crate) mark: LogMark,
     /// What the gate counts of it.
     pub(crate) bytes: usize,
+    /// Headers and payload on the wire, at most.
+    pub(crate) wire_bytes: usize,
     pub(crate) deadline: Instant,
     /// Who waits; nobody when the time-out was told.
     pub(crate) reply: Option<oneshot::Sender<Result<Receipt, Error>>>,
+}
+
+/// Where a message without an id is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seat {
+    pub(crate) batch: u64,
+    /// An offset in front of the batch.
+    pub(crate) floor: u64,
 }
 
 /// A message that is not sent yet.
@@ -168,10 +180,12 @@ pub(crate) mod tests {
             headers: HeaderMap::new(),
             own: String::new(),
             id: None,
+            seat: None,
             hash: None,
             partition: 0,
             mark: LogMark::default(),
             bytes: 1,
+            wire_bytes: 1,
             deadline: Instant::now(),
             reply: Some(oneshot::channel().0),
         })

@@ -19,10 +19,10 @@
 //! | in ebus | in JetStream |
 //! |---|---|
 //! | topic `a.b` | stream `a=b` with subjects `a.b.0` to `a.b.<P-1>`, `limits` retention, no limits; P and the hash (murmur2, as the Java clients of Kafka) in its metadata |
-//! | what a connection that ended left uncertain | an empty message under its id on the subject `a.b.void` of the same stream, which no partition is |
+//! | what a connection that ended left uncertain | an empty message under its id on the subject `a.b.void` of the same stream, or for a batch on one of `a.b.void=.*`; no partition is either |
 //! | a stream that somebody else made | a topic of one partition |
 //! | offset | the stream's sequence, from 1: partitions share it, so the offsets of one partition grow with gaps |
-//! | message | see the module `convert`: plain headers natively, time and key in `Nats-Msg-Id` (`Ebus <milliseconds> <key> <what is unique>`), or in `Ebus` where the id is the caller's or the key longer than 64 bytes |
+//! | message | see the module `convert`: plain headers natively, time and key in `Nats-Msg-Id` (`Ebus <milliseconds> <key> <what is unique>`), in most members of batches the same in `Ebus-Id`, or in `Ebus` where the id is the caller's or the key longer than 64 bytes |
 //! | group | key-value bucket `ebus`: `p.<group>.<topic>.<partition>` is the record of a partition, `h.<group>.<member>` the heartbeat of a member, `g.<group>` the manifest |
 //! | parked keys | in the same bucket: `k.<group>.<topic>.<partition>` is the list of a partition, `r.<group>.<topic>.<partition>.<hash>` a request to its owner |
 //! | reading | a pull consumer without acknowledgements, in memory, per ownership: `<group>_<partition>_<epoch>_<instance>` |
@@ -45,11 +45,13 @@
 //! more: [`NatsConfig::batches`] turns it off. Streams that exist are used as they are.
 //!
 //! # What ids cost
-//! Every message has an id, so that bytes of a broken connection that come late change nothing. The server keeps the ids of the
+//! A message by itself has an id, so that bytes of a broken connection that come late change nothing. In a batch only a stream with
+//! replicas, or one that an older version made, or that discards what is younger than three minutes, needs one for each: any other
+//! refuses what comes late of a batch. The server keeps the ids of the
 //! stream's `duplicate_window`, 2 minutes if nobody changes it: **230 B (with keys of 10 B) x messages a second x window** of its memory, on each replica
 //! (28 MB at 1,000/s, 2.8 GB at 100,000/s), and it reads that many messages when it starts, 3.3 us each (0.4 s, 40 s), before the
 //! stream can be used. A shorter window on a stream with much traffic costs less, and protects against bytes that are late by no more
-//! than that. What reads a whole stream, such as a mirror of it, sees the empty messages of `<topic>.void` too.
+//! than that. What reads a whole stream, such as a mirror of it, sees the empty messages of `<topic>.void` and `<topic>.void=.*` too.
 //!
 //! # Members of a group
 //! Any number of members share the partitions of a group's topics evenly, moving no more than needed; those that find none
@@ -79,7 +81,7 @@
 //! What the server says of itself in its greeting is what counts; one that says nothing readable is too old.
 //!
 //! # Permissions
-//! A member needs to publish to `<topic>.*`, `$JS.API.STREAM.INFO.<stream>`, `$JS.API.STREAM.MSG.GET.<stream>`,
+//! A member needs to publish to `<topic>.*`, `<topic>.void=.*`, `$JS.API.STREAM.INFO.<stream>`, `$JS.API.STREAM.MSG.GET.<stream>`,
 //! `$JS.API.CONSUMER.CREATE.<stream>.>`, `$JS.API.CONSUMER.DELETE.<stream>.*`, `$JS.API.CONSUMER.INFO.<stream>.*`,
 //! `$JS.API.CONSUMER.MSG.NEXT.<stream>.*`, `$JS.API.STREAM.INFO.KV_<bucket>`, `$JS.API.STREAM.MSG.GET.KV_<bucket>` and
 //! `$KV.<bucket>.>`, and to subscribe to `_INBOX.>`. Who creates topics, or the bucket at the first use, needs

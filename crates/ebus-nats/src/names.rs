@@ -36,6 +36,12 @@ pub(crate) fn void(topic: &Topic) -> String {
     format!("{topic}.void")
 }
 
+/// The subject of a fence, which nobody reads: there it is said that a batch must not begin any more. No topic's own subjects
+/// are like it, because none has a `=`.
+pub(crate) fn fence(topic: &Topic, batch: impl std::fmt::Display) -> String {
+    format!("{topic}.void=.{batch}")
+}
+
 /// The key of a group's record of one partition.
 pub(crate) fn record_key(group: &Group, topic: &Topic, partition: u32) -> String {
     format!("p.{}.{}.{partition}", escaped(group.as_str()), escaped(topic.as_str()))

@@ -1,19 +1,19 @@
 //! Where messages are of which the server said only that they are stored (G1).
 //!
-//! A batch among messages of other publishers: the stream is read over its span, and each message is found again by its id,
-//! which no other one has.
+//! A batch among messages of other publishers, or one of a connection that ended: the stream is read over its span, and each
+//! message is found again by its id or tag, which no other one has.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::time::Duration;
 
-use async_nats::header::NATS_MESSAGE_ID;
 use ebus_core::Error;
 
 use crate::connection::Connection;
 use crate::consumer::{self, ConsumerSpec, End, Feed};
+use crate::convert;
 
-/// Messages that are stored somewhere.
+/// Messages that are, or may be, stored somewhere.
 pub(crate) struct Wanted {
     /// That of the publisher. It is not read on: a message whose headers cannot be read ends the connection that brings it.
     pub(crate) connection: Connection,
@@ -22,32 +22,40 @@ pub(crate) struct Wanted {
     pub(crate) name: String,
     /// An offset in front of all of them.
     pub(crate) after: u64,
-    /// The offset of the last one.
+    /// The offset of the last one, or of one behind it.
     pub(crate) last: u64,
     /// Their numbers by their ids.
     pub(crate) ids: HashMap<String, u64>,
 }
 
-/// By number: the offset, if it was found.
-pub(crate) type Found = Vec<(u64, Option<u64>)>;
+/// What was found.
+pub(crate) struct Found {
+    /// By number: the offset, if it was found.
+    pub(crate) places: Vec<(u64, Option<u64>)>,
+    /// All of the span was read: what was not found is not stored there.
+    pub(crate) is_complete: bool,
+}
 
-/// Reads where they are. What is not found within the time of a request is left out of it.
+/// Reads where they are, for as long as a request may take.
 pub(crate) async fn find(wanted: Wanted) -> Found {
     let Wanted { connection, stream, name, after, last, mut ids } = wanted;
-    let mut found: Found = Vec::new();
+    let mut places = Vec::new();
     // One consumer for all partitions: a round trip or two for each of them would take longer than the span.
     let spec =
         ConsumerSpec { stream: stream.clone(), name: Some(name), filter: String::new(), from: after + 1 };
     let within = connection.request_timeout;
-    match tokio::time::timeout(within, read(connection, spec, last, &mut ids, &mut found)).await {
+    let read = tokio::time::timeout(within, read(connection, spec, last, &mut ids, &mut places)).await;
+    let is_complete = matches!(read, Ok(Ok(())));
+    match read {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(%error, "the offsets of messages that are stored cannot be read");
         }
         Err(_) => tracing::warn!(stream, "the offsets of messages that are stored were not read in time"),
     }
-    found.extend(ids.into_values().map(|number| (number, None)));
-    found
+    places.extend(ids.into_values().map(|number| (number, None)));
+    places.sort_unstable();
+    Found { places, is_complete }
 }
 
 async fn read(
@@ -55,7 +63,7 @@ async fn read(
     mut spec: ConsumerSpec,
     last: u64,
     ids: &mut HashMap<String, u64>,
-    found: &mut Found,
+    places: &mut Vec<(u64, Option<u64>)>,
 ) -> Result<(), Error> {
     const ROLE: &str = "offsets";
     let mut connection = Connection::open(publishers.config.clone(), ROLE).await?;
@@ -65,9 +73,12 @@ async fn read(
             Ok(fed) if fed.offset > last => break,
             Ok(fed) => {
                 spec.from = fed.offset + 1;
-                let id = fed.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
-                if let Some(number) = id.and_then(|id| ids.remove(id.as_str())) {
-                    found.push((number, Some(fed.offset)));
+                let id = fed.headers.as_ref().and_then(convert::id_of);
+                if let Some(number) = id.and_then(|id| ids.remove(id)) {
+                    places.push((number, Some(fed.offset)));
+                }
+                if fed.offset == last {
+                    break;
                 }
             }
             Err(End::Consumer(why)) => {

@@ -180,9 +180,11 @@ impl NatsProducer {
             headers,
             own,
             id: id.map(Box::from),
+            seat: None,
             partition: 0,
             mark: LogMark::default(),
             bytes,
+            wire_bytes,
             deadline: Instant::now() + self.shared.timeout,
             reply: Some(reply),
         });

@@ -12,6 +12,7 @@ mod answers;
 mod batches;
 mod deadlines;
 mod lookups;
+mod remains;
 mod room;
 mod uncertain;
 
@@ -21,9 +22,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID};
 use async_nats::message::OutboundMessage;
-use async_nats::{PublishErrorKind, Subscriber};
+use async_nats::{HeaderName, PublishErrorKind, Subscriber};
 use ebus_core::{Error, ErrorKind, Receipt, Retryability};
 use futures_util::Sink;
 use futures_util::future::BoxFuture;
@@ -33,13 +34,14 @@ use tokio::time::{Instant, Sleep};
 
 use crate::batch::Batch;
 use crate::connection::Connection;
-use crate::flight::{Flight, Queued, Window};
+use crate::flight::{Flight, Queued, Seat, Window};
 use crate::gate::Gate;
 use crate::keys::LastOfKey;
 use crate::place;
 use crate::route::RouteState;
 use crate::stream::TopicStream;
-use crate::{convert, error};
+use crate::{convert, error, names};
+use batches::Way;
 pub(crate) use uncertain::Uncertainty;
 
 /// How much is done before other tasks get their turn.
@@ -52,6 +54,11 @@ const KEPT: usize = 4;
 
 /// What a message takes on the wire besides what is counted of it.
 const FRAME: usize = 256;
+
+/// The subject of which the sequence is expected.
+const FENCE: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence-Subject");
+/// What the two headers of a fence take on the wire besides its subject: names, separators, `0`.
+const FENCED: usize = 35 + 43 + 2 * ": \r\n".len() + 1;
 
 const OPERATION: &str = "publish";
 
@@ -68,7 +75,8 @@ struct Closing {
 }
 
 type Lookup = BoxFuture<'static, (usize, Result<TopicStream, Error>)>;
-type Places = BoxFuture<'static, place::Found>;
+/// Of members of batches: of which route and batches, if their connection has ended.
+type Places = BoxFuture<'static, (Option<(usize, Vec<u64>)>, place::Found)>;
 
 pub(crate) struct Pump {
     connection: Connection,
@@ -258,15 +266,23 @@ impl Pump {
     fn send_head(&mut self, id: usize) {
         let Some(Queued { sequence, mut flight }) = self.queue.pop_front() else { return };
         let number = self.window.next_number();
-        let reply = self.reply(id, number, &flight);
+        let Way { reply, seat, is_first } = self.way(id, number, &flight);
         let Some(known) = self.routes[id].as_mut().and_then(|state| state.known.as_mut()) else { return };
         flight.partition = known.partition(flight.hash);
         flight.mark = known.mark;
+        flight.seat = seat;
         self.unwritten += flight.bytes + FRAME;
         let mut headers = std::mem::take(&mut flight.headers);
         if flight.id.is_none() {
             let own = std::mem::take(&mut flight.own);
-            headers.insert(NATS_MESSAGE_ID, convert::complete_id(own, &self.id_prefix, number));
+            let name = if seat.is_some() { convert::TAG } else { NATS_MESSAGE_ID };
+            headers.insert(name, convert::complete_id(own, &self.id_prefix, number));
+        }
+        if let Some(Seat { batch, .. }) = seat.filter(|_| is_first) {
+            let fence = names::fence(&flight.route.topic, format_args!("{}{batch}", self.id_prefix));
+            self.unwritten += FENCED + fence.len();
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+            headers.insert(FENCE, fence);
         }
         let message = OutboundMessage {
             subject: known.subjects[flight.partition as usize].clone(),

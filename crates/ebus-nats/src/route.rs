@@ -36,6 +36,8 @@ pub(crate) struct Known {
     pub(crate) subjects: Vec<Subject>,
     /// Whether the stream takes batches.
     pub(crate) takes_batches: bool,
+    /// Whether its batches can be fenced.
+    pub(crate) has_fences: bool,
     /// Where ids are spent.
     pub(crate) void: Option<Subject>,
     /// How long the server knows an id.
@@ -78,10 +80,10 @@ impl Known {
             .with_context("stream", &found.name));
         };
         let subjects = subjects.iter().map(|subject| Subject::from(subject.as_str())).collect();
-        let takes_batches = found.takes_batches;
+        let (takes_batches, has_fences) = (found.takes_batches, found.has_fences);
         let void = found.void.as_deref().map(Subject::from);
         let (partitions, mark, id_window) = (found.partitions, found.mark, found.id_window);
-        Ok(Self { partitions, mark, subjects, takes_batches, void, id_window, next: 0 })
+        Ok(Self { partitions, mark, subjects, takes_batches, has_fences, void, id_window, next: 0 })
     }
 
     /// Where a message goes: by its key, or in turn.

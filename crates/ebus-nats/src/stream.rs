@@ -1,8 +1,9 @@
 //! A topic as a stream: found, created, or what somebody else made of it.
 //!
 //! A stream of ours has P subjects, `<topic>.0` to `<topic>.<P-1>`, and says P and the hash in its metadata, which every
-//! publisher reads (G2). One more, `<topic>.void`, is read by nobody: there publishers spend ids (G7, `pump/uncertain.rs`). It keeps what it gets: `limits` retention, no limits. A stream that somebody else made is one
-//! partition.
+//! publisher reads (G2). Two more are read by nobody: on `<topic>.void` publishers spend ids (G7, `pump/uncertain.rs`), on
+//! `<topic>.void=.*` they fence batches (`pump/remains.rs`). It keeps what it gets: `limits` retention, no limits. A stream that
+//! somebody else made is one partition.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,6 +21,12 @@ const PARTITIONS: &str = "ebus.partitions";
 const HASH: &str = "ebus.hash";
 /// The one hash that there is.
 const MURMUR2: &str = "murmur2";
+
+/// The age limit that keeps a fence for as long as bytes of a connection that ended may come.
+const KEEPS_FENCES: Duration = Duration::from_secs(180);
+
+/// Any one token of a subject.
+const ANY: char = '*';
 
 /// More subjects than this make a stream slow to set up and to look at.
 const MAX_PARTITIONS: u32 = 4_096;
@@ -48,6 +55,9 @@ pub(crate) struct TopicStream {
     pub(crate) takes_batches: bool,
     /// Where a publisher spends the ids of messages that must not come any more.
     pub(crate) void: Option<String>,
+    /// Whether publishers can fence batches: on a stream with replicas the end of a batch is known to its leader only, and a
+    /// fence must be there while bytes can be late.
+    pub(crate) has_fences: bool,
     /// How long it knows an id.
     pub(crate) id_window: Duration,
 }
@@ -131,6 +141,10 @@ impl TopicStream {
             replicas: config.num_replicas,
             takes_batches: config.allow_batch_publish,
             void: Some(names::void(topic)).filter(|void| config.subjects.contains(void)),
+            has_fences: config.num_replicas <= 1
+                && config.discard == DiscardPolicy::New
+                && (config.max_age.is_zero() || config.max_age >= KEEPS_FENCES)
+                && config.subjects.contains(&names::fence(topic, ANY)),
             id_window: config.duplicate_window,
         })
     }
@@ -211,7 +225,7 @@ pub(crate) async fn create(connection: &Connection, spec: &TopicSpec) -> Result<
         description: Some(format!("ebus topic {topic}")),
         subjects: (0..spec.partitions)
             .map(|p| names::subject(topic, p))
-            .chain([names::void(topic)])
+            .chain([names::void(topic), names::fence(topic, ANY)])
             .collect(),
         retention: RetentionPolicy::Limits,
         // Without limits nothing is discarded; if an operator sets one, refuse rather than evict unread messages.

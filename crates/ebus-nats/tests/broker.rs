@@ -21,6 +21,8 @@ mod members;
 mod odd;
 #[path = "broker/publish.rs"]
 mod publish;
+#[path = "broker/remains.rs"]
+mod remains;
 mod support;
 #[path = "broker/trouble.rs"]
 mod trouble;
@@ -41,6 +43,7 @@ fn main() {
     trials.extend(batches::trials());
     trials.extend(late::trials());
     trials.extend(left::trials());
+    trials.extend(remains::trials());
     trials.extend(damage::trials());
     trials.extend(foreign::trials());
     trials.extend(odd::trials());

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use ebus_core::{Error, ErrorKind, Receipt};
 use futures_util::StreamExt;
 
-use super::{BATCH, OPERATION, Pump, forget, uncertain};
+use super::{BATCH, OPERATION, Pump, forget, remains, uncertain};
 use crate::ack::Ack;
 use crate::batch::read_reply;
 use crate::error;
@@ -13,20 +13,25 @@ use crate::flight::Flight;
 
 /// What an answer is to.
 #[derive(Debug, PartialEq, Eq)]
-enum Of {
+enum Of<'a> {
     /// A message by itself.
     Message(u64),
     /// A question for an uncertain message.
     Question(u64),
+    /// A question for what is left of a batch.
+    Remains(&'a str),
     /// A member of a batch, or its end: the batch and the position in it.
     Member(u64, u64),
 }
 
-impl Of {
+impl<'a> Of<'a> {
     /// What stands behind the inbox in the reply subject.
-    fn read(tail: &str, prefix: &str) -> Option<Self> {
+    fn read(tail: &'a str, prefix: &str) -> Option<Self> {
         if let Some(number) = tail.strip_prefix(uncertain::ASKED) {
             return number.parse().ok().map(Self::Question);
+        }
+        if let Some(tail) = tail.strip_prefix(remains::ANSWER) {
+            return Some(Self::Remains(tail));
         }
         if let Ok(number) = tail.parse() {
             return Some(Self::Message(number));
@@ -55,6 +60,7 @@ impl Pump {
         let number = match Of::read(tail, &self.id_prefix) {
             Some(Of::Message(number)) => number,
             Some(Of::Question(number)) => return self.told(number, message),
+            Some(Of::Remains(tail)) => return self.remains_answered(tail, message),
             Some(Of::Member(batch, position)) => return self.batch_answered(batch, position, message),
             None => return,
         };
@@ -130,11 +136,15 @@ mod tests {
     fn p1_the_answer_to_a_batch_is_no_other_whatever_its_id_begins_with() {
         for first in "ABCZabcruz0189-_".chars() {
             let prefix = format!("{first}bCdEfGhIjK");
-            let read = |tail: &str| Of::read(tail, &prefix);
-            assert_eq!(read(&format!("{prefix}12.500.fail.257.3.$FI")), Some(Of::Member(12, 257)));
-            assert_eq!(read(&format!("{}7", uncertain::ASKED)), Some(Of::Question(7)));
-            assert_eq!(read("7"), Some(Of::Message(7)));
-            assert_eq!(read("other"), None);
+            for (tail, of) in [
+                (format!("{prefix}12.500.fail.257.3.$FI"), Some(Of::Member(12, 257))),
+                (format!("{}7", uncertain::ASKED), Some(Of::Question(7))),
+                (format!("{}f.7", remains::ANSWER), Some(Of::Remains("f.7"))),
+                ("7".to_owned(), Some(Of::Message(7))),
+                ("other".to_owned(), None),
+            ] {
+                assert_eq!(Of::read(&tail, &prefix), of, "{tail}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! acknowledged: so no message waits for its receipt longer than twice as long as by itself, and no timer is needed.
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use ahash::RandomState;
@@ -15,12 +16,13 @@ use bytes::Bytes;
 use ebus_core::{Error, ErrorKind, Receipt};
 use futures_util::{Sink, StreamExt};
 
-use super::{OPERATION, Pump};
+use super::{FENCED, OPERATION, Pump};
 use crate::ack::Ack;
 use crate::batch::{Batch, Outcome, Said};
 use crate::convert;
 use crate::digits;
-use crate::flight::Flight;
+use crate::flight::{Flight, Seat};
+use crate::names;
 use crate::place::{self, Wanted};
 use crate::route::RouteState;
 
@@ -31,6 +33,9 @@ const MOST: usize = 256;
 /// Of what may be in flight, a batch is this part at most, so that room comes back steadily.
 const PART: usize = 8;
 
+/// Of the number of a batch, at most.
+const DIGITS: usize = 20;
+
 /// "Batch publish is disabled."
 const DISABLED: u64 = 10_205;
 
@@ -39,23 +44,40 @@ pub(super) fn prefix(inbox: &str) -> String {
     URL_SAFE_NO_PAD.encode(RandomState::new().hash_one(inbox).to_be_bytes())
 }
 
+/// How a message goes.
+pub(super) struct Way {
+    /// Where its answer goes: whether it is part of a batch.
+    pub(super) reply: Subject,
+    /// Its place in a batch that can be fenced.
+    pub(super) seat: Option<Seat>,
+    /// It begins the batch.
+    pub(super) is_first: bool,
+}
+
 impl Pump {
     pub(super) fn state(&mut self, id: usize) -> Option<&mut RouteState> {
         self.routes.get_mut(id).and_then(Option::as_mut)
     }
 
-    /// Where the answer to the message goes that is sent next: whether it is part of a batch.
-    pub(super) fn reply(&mut self, id: usize, number: u64, flight: &Flight) -> Subject {
+    /// How the message goes that is sent next.
+    pub(super) fn way(&mut self, id: usize, number: u64, flight: &Flight) -> Way {
         let is_pipelined = self.connection.config.batches && self.window.len() >= PIPELINED;
         if let Some(state) = self.routes.get_mut(id).and_then(Option::as_mut) {
             if let Some(open) = &mut state.open {
-                return Subject::from(open.add(number));
+                let seat = open.is_fenced.then_some(Seat { batch: open.id, floor: open.floor });
+                let is_first = open.members.is_empty();
+                return Way { reply: Subject::from(open.add(number)), seat, is_first };
             }
-            let takes_batches = state.known.as_ref().is_some_and(|known| known.takes_batches);
-            if is_pipelined && takes_batches && flight.id.is_none() && state.alone.is_likely() {
+            let known = state.known.as_ref().filter(|known| known.takes_batches);
+            if let Some(known) = known
+                && is_pipelined
+                && flight.id.is_none()
+                && state.alone.is_likely()
+            {
                 let floor = state.alone.last();
-                let batch = Batch::new(&self.inbox, &self.id_prefix, self.next_batch, id, number, floor);
+                let mut batch = Batch::new(&self.inbox, &self.id_prefix, self.next_batch, id, number, floor);
                 self.next_batch += 1;
+                batch.is_fenced = known.has_fences;
                 state.open = Some(batch);
             }
         }
@@ -63,7 +85,14 @@ impl Pump {
         reply.push_str(&self.inbox);
         reply.push('.');
         digits::push(&mut reply, number);
-        Subject::from(reply)
+        Way { reply: Subject::from(reply), seat: None, is_first: false }
+    }
+
+    /// Whether a message is too large to have a fence beside it.
+    fn is_too_large_to_begin(&self, flight: &Flight) -> bool {
+        let fence = FENCED + names::fence(&flight.route.topic, self.id_prefix.as_str()).len() + DIGITS;
+        let limit = flight.route.max_message_bytes.load(Ordering::Relaxed);
+        flight.wire_bytes + fence > limit.min(self.connection.client.max_payload())
     }
 
     /// Whether the open batch of this route ends before the head of the queue.
@@ -74,7 +103,12 @@ impl Pump {
         else {
             return false;
         };
-        let is_due = has_id || open.members.len() >= most || self.window.get(open.anchor).is_none();
+        let mut is_due = has_id || open.members.len() >= most || self.window.get(open.anchor).is_none();
+        if open.members.is_empty()
+            && let Some(head) = self.queue.front()
+        {
+            is_due |= self.is_too_large_to_begin(&head.flight);
+        }
         if is_due && open.members.is_empty() {
             self.abandon_batch(id);
             return false;
@@ -282,7 +316,7 @@ impl Pump {
             last,
             ids: numbers.filter_map(|number| Some((self.id_of(number)?, number))).collect(),
         };
-        self.places.push(Box::pin(place::find(wanted)));
+        self.places.push(Box::pin(async move { (None, place::find(wanted).await) }));
     }
 
     /// The id of a message on its way that goes by an id of ours.
@@ -296,8 +330,10 @@ impl Pump {
             return false;
         }
         let Poll::Ready(Some(found)) = self.places.poll_next_unpin(cx) else { return false };
-        for (number, offset) in found {
-            self.placed(number, offset);
+        let (of, found) = found;
+        match of {
+            Some((id, batches)) => self.remains_placed(id, &batches, found),
+            None => found.places.into_iter().for_each(|(number, offset)| self.placed(number, offset)),
         }
         true
     }

@@ -7,6 +7,8 @@
 //! it is a duplicate. Nothing is published again, so nothing can get behind a later one, whatever the server stored of those
 //! that were sent after it. Until each is certain, the topic's other messages wait.
 //!
+//! Members of batches that can be fenced have no id: see [`remains`](super::remains).
+//!
 //! An id of the caller's own must not be spent: he may use it again. And a stream of other make has no such subject. There the
 //! message itself is sent again, in order, while the server knows its ids.
 
@@ -22,6 +24,7 @@ use ebus_core::{Error, ErrorKind, Receipt};
 use futures_util::Sink;
 use tokio::time::Instant;
 
+use super::remains::Remains;
 use super::{OPERATION, Pump};
 use crate::ack::Ack;
 use crate::convert::Encoded;
@@ -33,7 +36,7 @@ use crate::{convert, error};
 const ROUND: Duration = Duration::from_secs(1);
 
 /// How long bytes of a connection that ended may come: Linux gives up what a closed socket has left after 8 attempts, 102 s.
-const LATE: Duration = Duration::from_secs(120);
+pub(super) const LATE: Duration = Duration::from_secs(120);
 
 /// The server forgets ids in steps, and its clock is not ours.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -67,24 +70,32 @@ pub(crate) struct Uncertainty {
     round: Option<Instant>,
     /// Why the last question was not answered, as far as the server says.
     refusal: Option<Error>,
+    /// What of it has no id.
+    pub(super) remains: Remains,
 }
 
 impl Uncertainty {
     /// Why those that wait for these were not sent.
     pub(super) fn reason(&self) -> Option<Error> {
-        let first = self.list.front()?;
+        let is_asked = self.list.front().map_or(!self.remains.is_empty(), |first| first.asked > 0);
         let silent = || {
             let message = "what a connection that ended left is not certain yet: the stream does not answer; it has no \
-                 leader, or publishing to <topic>.void is not permitted; nothing was stored";
+                 leader, or publishing to <topic>.void and <topic>.void=.* is not permitted; nothing was stored";
             Error::new(ErrorKind::Unavailable, message).with_operation(OPERATION)
         };
-        self.refusal.clone().or_else(|| (first.asked > 0).then(silent))
+        self.refusal.clone().or_else(|| is_asked.then(silent))
     }
 
     /// Asks for all of them from now on.
     pub(super) fn begin(&mut self) {
         self.asked = 0;
         self.round = None;
+        self.remains.begin();
+    }
+
+    /// No round is running.
+    pub(super) fn needs_round(&self) -> bool {
+        self.round.is_none()
     }
 
     pub(super) fn refused(&mut self, why: Error) {
@@ -92,7 +103,7 @@ impl Uncertainty {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.list.is_empty() && self.remains.is_empty()
     }
 
     fn find(&self, number: u64) -> Option<usize> {
@@ -124,17 +135,18 @@ impl Uncertainty {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let untold = self.list.iter().find(|one| one.flight.reply.is_some()).map(|one| one.flight.deadline);
         let dead = self.list.front().map(|one| one.since + LATE);
-        untold.into_iter().chain(dead).chain(self.round).min()
+        untold.into_iter().chain(dead).chain(self.round).chain(self.remains.next_deadline()).min()
     }
 
     /// Whether somebody waits for one of them.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.list.iter().any(|one| one.flight.reply.is_some())
+        self.list.iter().any(|one| one.flight.reply.is_some()) || self.remains.is_waited_for()
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (u64, Box<Flight>)> + '_ {
         self.begin();
-        self.list.drain(..).map(|one| (one.sequence, one.flight))
+        let members = self.remains.drain();
+        self.list.drain(..).map(|one| (one.sequence, one.flight)).chain(members)
     }
 }
 
@@ -157,14 +169,12 @@ impl Pump {
         while let Some((number, sequence, flight)) = self.window.pop() {
             disturbed.push(flight.route.id);
             let Some(state) = self.routes.get_mut(flight.route.id).and_then(Option::as_mut) else { continue };
-            state.uncertain.list.push_back(Uncertain {
-                number,
-                sequence,
-                flight,
-                since,
-                asked: 0,
-                spent: false,
-            });
+            if let Some(seat) = flight.seat {
+                state.uncertain.remains.push(number, sequence, flight, seat, since);
+                continue;
+            }
+            let uncertain = Uncertain { number, sequence, flight, since, asked: 0, spent: false };
+            state.uncertain.list.push_back(uncertain);
         }
         disturbed.sort_unstable();
         disturbed.dedup();
@@ -201,7 +211,13 @@ impl Pump {
                 self.ask_next(id);
                 progress = true;
             }
-            let is_asked = |list: &Uncertainty| !list.is_empty() && list.asked == list.list.len();
+            match self.poll_remains(id, cx) {
+                Some(asked) => progress |= asked,
+                None => return progress,
+            }
+            let is_asked = |all: &Uncertainty| {
+                !all.is_empty() && all.asked == all.list.len() && all.remains.next().is_none()
+            };
             if self
                 .state(id)
                 .is_some_and(|state| is_asked(&state.uncertain) && state.uncertain.round.is_none())
@@ -212,7 +228,7 @@ impl Pump {
         progress
     }
 
-    fn begin_round(&mut self, id: usize) {
+    pub(super) fn begin_round(&mut self, id: usize) {
         if let Some(state) = self.state(id) {
             state.uncertain.round = Some(Instant::now() + ROUND);
         }
@@ -373,22 +389,24 @@ impl Pump {
             if state.uncertain.round.is_some_and(|round| round <= now) {
                 state.uncertain.begin();
             }
-            for one in &mut state.uncertain.list {
-                if one.flight.reply.is_some() && one.flight.deadline <= now {
-                    super::keep(&mut self.kept, &one.flight);
-                    let result = Err(unknown().with_context("topic", &one.flight.route.topic));
-                    super::tell(&self.keys, &mut self.freed, one.sequence, &mut one.flight, result);
+            let Uncertainty { list, remains, .. } = &mut state.uncertain;
+            let all = list.iter_mut().map(|one| (one.sequence, &mut one.flight)).chain(remains.flights_mut());
+            for (sequence, flight) in all {
+                if flight.reply.is_some() && flight.deadline <= now {
+                    super::keep(&mut self.kept, flight);
+                    let result = Err(unknown().with_context("topic", &flight.route.topic));
+                    super::tell(&self.keys, &mut self.freed, sequence, flight, result);
                 }
             }
-            let mut dead = Vec::new();
+            let mut dead = remains.take_dead(now);
             while let Some(one) = state.uncertain.list.front()
                 && one.since + LATE <= now
                 && let Some(one) = state.uncertain.take(one.number)
             {
-                dead.push(one);
+                dead.push((one.sequence, one.flight));
             }
             if !dead.is_empty() {
-                for Uncertain { sequence, flight, .. } in dead {
+                for (sequence, flight) in dead {
                     self.fail(sequence, flight, unknown());
                 }
                 self.go_on(id);
@@ -403,7 +421,7 @@ fn is_known_yet(flight: &Flight, window: Duration, timeout: Duration, now: Insta
     flight.deadline + window > now + timeout + MARGIN
 }
 
-fn unknown() -> Error {
+pub(super) fn unknown() -> Error {
     Error::new(
         ErrorKind::Timeout,
         "the connection ended before the acknowledgement; the message may have been stored",
@@ -421,7 +439,7 @@ mod tests {
             let (flight, since) = (flight(), Instant::now());
             Uncertain { number, sequence: 10 + number, flight, since, asked: 1, spent }
         };
-        Uncertainty { list: (5..).zip(spent).map(one).collect(), asked: 4, round: None, refusal: None }
+        Uncertainty { list: (5..).zip(spent).map(one).collect(), asked: 4, ..Uncertainty::default() }
     }
 
     #[tokio::test]

@@ -168,6 +168,7 @@ async fn credentials(home: Home) -> Tested {
 fn permitted(topic: &Topic) -> Vec<String> {
     vec![
         format!("{topic}.*"),
+        format!("{topic}.void=.*"),
         format!("$JS.API.STREAM.INFO.{topic}"),
         format!("$JS.API.CONSUMER.CREATE.{topic}.>"),
         format!("$JS.API.CONSUMER.DELETE.{topic}.*"),
