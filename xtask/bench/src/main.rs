@@ -88,7 +88,9 @@ fn all() -> Vec<Measured> {
         #[cfg(feature = "kafka")]
         Measured::Latency(Box::new(kafka::EndToEnd::default())),
         #[cfg(feature = "nats")]
-        Measured::rate(nats::Publish::default()),
+        Measured::rate(nats::Publish::beside(nats::Ids::None)),
+        #[cfg(feature = "nats")]
+        Measured::rate(nats::Publish::beside(nats::Ids::Each)),
         #[cfg(feature = "nats")]
         Measured::rate(nats::Consume::beside(nats::Acks::Each)),
         #[cfg(feature = "nats")]

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use ebus_core::{Backend, Topic};
 use ebus_nats::NatsBackend;
 
-use crate::nats::raw::{self, Acks};
+use crate::nats::raw::{self, Acks, Ids};
 use crate::nats::server::Server;
 use crate::ours;
 use crate::runner::Benchmark;
@@ -90,7 +90,8 @@ impl Benchmark for Consume {
         let mut server = Server::find().await?;
         let stream = server.create_stream().await?;
         let filled =
-            raw::publish(server.client.clone(), stream.clone(), messages(), MESSAGES, IN_FLIGHT).await;
+            raw::publish(server.client.clone(), stream.clone(), messages(), MESSAGES, IN_FLIGHT, Ids::None)
+                .await;
         let backend = NatsBackend::connect(server.config()?.with_max_in_flight(IN_FLIGHT)).await?;
         let topic = server.create_topic(&backend).await?;
         let prepared = self.prepared.insert(Prepared {

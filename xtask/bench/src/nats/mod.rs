@@ -12,4 +12,4 @@ mod server;
 pub(crate) use consume::Consume;
 pub(crate) use latency::EndToEnd;
 pub(crate) use publish::Publish;
-pub(crate) use raw::Acks;
+pub(crate) use raw::{Acks, Ids};

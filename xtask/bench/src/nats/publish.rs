@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use ebus_core::Backend;
 use ebus_nats::{NatsBackend, NatsConfig};
 
-use crate::nats::raw;
+use crate::nats::raw::{self, Ids};
 use crate::nats::server::Server;
 use crate::ours;
 use crate::runner::Benchmark;
@@ -16,23 +16,33 @@ use crate::work::{PARTITIONS, messages};
 const MESSAGES: usize = 300_000;
 
 /// Publishing to JetStream.
-#[derive(Default)]
-pub(crate) struct Publish(Option<Server>);
+pub(crate) struct Publish {
+    ids: Ids,
+    server: Option<Server>,
+}
 
 fn window() -> usize {
     NatsConfig::new(["nats://localhost"]).max_in_flight
 }
 
 impl Publish {
+    /// Beside a raw client whose messages have such ids.
+    pub(crate) fn beside(ids: Ids) -> Self {
+        Self { ids, server: None }
+    }
+
     fn server(&mut self) -> Result<&mut Server> {
-        self.0.as_mut().context("not prepared")
+        self.server.as_mut().context("not prepared")
     }
 }
 
 #[async_trait]
 impl Benchmark for Publish {
     fn name(&self) -> &'static str {
-        "nats-publish"
+        match self.ids {
+            Ids::None => "nats-publish",
+            Ids::Each => "nats-publish-ids",
+        }
     }
 
     fn messages(&self) -> usize {
@@ -48,21 +58,25 @@ impl Benchmark for Publish {
 
     fn ours_is(&self) -> String {
         format!(
-            "NatsProducer (not erased), every receipt awaited; default of {} messages in flight, no ids",
+            "NatsProducer (not erased), every receipt awaited; default of {} messages in flight, no ids of the caller's",
             window()
         )
     }
 
     fn baseline_is(&self) -> String {
+        let ids = match self.ids {
+            Ids::None => "no ids: what comes late from a broken connection is stored behind what came later",
+            Ids::Each => "an id in another",
+        };
         format!(
             "async-nats publish with a reply subject, one subscription for all acknowledgements, each read; {} messages in \
-             flight, key in a header, no ids",
+             flight, key in a header, {ids}",
             window()
         )
     }
 
     async fn prepare(&mut self) -> Result<()> {
-        self.0 = Some(Server::find().await?);
+        self.server = Some(Server::find().await?);
         Ok(())
     }
 
@@ -78,17 +92,18 @@ impl Benchmark for Publish {
     }
 
     async fn baseline(&mut self) -> Result<f64> {
+        let ids = self.ids;
         let server = self.server()?;
         let stream = server.create_stream().await?;
-        let rate =
-            raw::publish(server.client.clone(), stream.clone(), messages(), MESSAGES, window()).await?;
+        let client = server.client.clone();
+        let rate = raw::publish(client, stream.clone(), messages(), MESSAGES, window(), ids).await?;
         server.check_length(&stream, MESSAGES).await?;
         server.delete_stream(&stream).await?;
         Ok(rate)
     }
 
     async fn clean_up(&mut self) -> Result<()> {
-        if let Some(mut server) = self.0.take() {
+        if let Some(mut server) = self.server.take() {
             server.delete_streams().await;
         }
         Ok(())
