@@ -79,6 +79,7 @@ impl Message {
     }
 
     /// With this key, or none.
+    #[inline]
     #[must_use]
     pub fn with_optional_key(mut self, key: Option<Key>) -> Self {
         self.key = key;
