@@ -8,13 +8,33 @@ use anyhow::{Context, Result};
 
 use crate::workspace::Workspace;
 
-/// What keeps a promise. A crate's own unit tests decide: they are quick, and a rule that only a large test knows is known too late.
-const KEEPERS: [(&str, &[&str]); 2] = [
+/// What keeps a promise, and whose tests decide. The core's own unit tests do: they are quick, and a rule that only a large test knows
+/// is known too late. What the pool promises shows when driver and shards play together, as they do in its `tests`.
+const KEEPERS: [(&str, &[&str], &[&str]); 2] = [
     (
         "ebus-core",
         &["batch", "inherited", "key", "lease", "ledger", "offsets", "ownership", "position", "token"],
+        &["--lib"],
     ),
-    ("ebus-pool", &["endings", "parked/set", "retry", "route", "share"]),
+    (
+        "ebus-pool",
+        &[
+            "driver/ending",
+            "driver/finish",
+            "endings",
+            "lane",
+            "parked/set",
+            "retry",
+            "route",
+            "share",
+            "shard/ahead",
+            "shard/outcome",
+            "shard/tenure",
+            "shared",
+            "slots",
+        ],
+        &["--lib", "--tests"],
+    ),
 ];
 
 #[derive(Debug, clap::Args)]
@@ -35,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     }
     let mut none = true;
     let mut known = false;
-    for (package, keepers) in KEEPERS {
+    for (package, keepers, tests) in KEEPERS {
         let chosen = keepers
             .iter()
             .filter(|keeper| args.files.is_empty() || args.files.iter().any(|file| file == *keeper));
@@ -52,7 +72,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         for file in &files {
             mutants.args(["--file", file]);
         }
-        mutants.args(&args.more).args(["--", "--lib"]);
+        mutants.args(&args.more).arg("--").args(tests);
         none &= mutants.status().context("could not run cargo-mutants")?.success();
     }
     if !known {

@@ -143,6 +143,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn p5_bounds_are_to_the_message_and_to_the_byte() {
+        let mut budget = Budget::new(4_000, 40_000);
+        (0..3_000).for_each(|_| budget.take(Slot(1), 10));
+        (0..1_000).for_each(|_| budget.take(Slot(0), 10));
+        assert!(!budget.is_over(Slot(0), 4, false), "a quarter of it is its share");
+        (0..249).for_each(|_| budget.give(Slot(0), 10));
+        assert!(budget.is_over(Slot(0), 4, true), "it does not hold a quarter less");
+        budget.give(Slot(0), 10);
+        assert!(!budget.is_over(Slot(0), 4, true), "it does");
+
+        let mut budget = Budget::new(1_000, 1_000 * NEARLY_FULL);
+        budget.take(Slot(0), 1_000 * NEARLY_FULL - 1_000);
+        assert!(!budget.is_nearly_full());
+        budget.take(Slot(0), 1);
+        assert!(budget.is_nearly_full());
+    }
+
+    #[test]
     fn one_hot_partition_leaves_room_for_the_others() {
         let mut budget = Budget::new(10_000, 1 << 30);
         let hot = Slot(0);

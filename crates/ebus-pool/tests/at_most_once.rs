@@ -300,6 +300,18 @@ async fn p1_the_deadline_of_a_partition_gives_up_nothing_of_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p8_what_was_settled_and_never_committed_is_said_to_be_lost() {
+    let (mut script, source) = script();
+    let pool = pool(source, once(), &Log::default(), MS);
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it is settled", || script.finished() == [0]).await;
+    let report = pool.drain(S).await;
+    let [left] = report.left.as_slice() else { panic!("{report:?}") };
+    assert_eq!((left.cancelled, left.lost, left.queued), (0, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn p8_what_runs_at_the_deadline_is_cancelled_and_not_lost() {
     let (mut script, source) = script();
     let log = Log::default();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use common::*;
-use ebus_core::{Error, Outcome, Owned, SourceEvent};
+use ebus_core::{Epoch, Error, Lease, Outcome, Owned, PartitionId, Position, SourceEvent};
 use ebus_pool::Pool;
 
 const MS: Duration = Duration::from_millis(1);
@@ -114,6 +114,11 @@ async fn p3_a_revocation_of_what_was_never_assigned_is_released() {
     script.revoke(unknown, S);
     tokio::time::sleep(S).await;
     assert!(pool.subscribe(topic(), handler(|_| async { Outcome::Ack })).is_ok(), "the driver has panicked");
+    // One that the source knows.
+    let (id, lease) = (PartitionId::new(topic(), 0), Lease::unlimited());
+    let known = script.ownership().assign(id, Epoch(1), &Position::default(), lease).owned;
+    script.revoke(known, S);
+    until("it is released", || script.released()).await;
 }
 
 /// `Ownership::assign` ends a former ownership that is still there. The pool does not: its runs go on beside those of the next

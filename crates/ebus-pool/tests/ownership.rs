@@ -132,6 +132,65 @@ async fn p6_drain_lets_runs_end_leaves_the_rest_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p6_a_drain_reports_what_it_left_itself_and_nothing_else() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, S);
+    let (goes, stays) = (script.assign(0), script.assign(1));
+    for (owned, key) in [(goes, "a"), (goes, "a"), (stays, "b")] {
+        script.deliver(owned, Some(key));
+    }
+    until("they run", || log.starts().len() == 2).await;
+    script.revoke(goes, 10 * S);
+    until("the hand-over left one", || script.released() && script.dropped() == [1]).await;
+    until("the other one is handled", || pool.counters().handled == 2).await;
+    let report = pool.drain(10 * S).await;
+    assert_eq!(report.left.len(), 0, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn p6_a_drain_says_what_failed_meanwhile() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = Pool::start(source, config()).expect("valid");
+    let seen = log.clone();
+    let failing = handler(move |delivery| {
+        let entry = seen.run(&delivery);
+        async move {
+            tokio::time::sleep(S).await;
+            entry.end();
+            retry(MS)
+        }
+    });
+    pool.subscribe(topic(), failing).expect("open");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    let report = pool.drain(10 * S).await;
+    let [left] = report.left.as_slice() else { panic!("{report:?}") };
+    assert_eq!((left.queued, left.failing, left.cancelled), (0, 1, 0));
+    assert_eq!(script.dropped(), [0]);
+}
+
+/// The source asks for it while other partitions still drain: unanswered, its next owner would wait for them.
+#[tokio::test(start_paused = true)]
+async fn p3_what_a_drain_has_ended_is_released_as_soon_as_it_is_revoked() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, 10 * S);
+    let (idle, busy) = (script.assign(0), script.assign(1));
+    script.deliver(busy, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    let drained = tokio::join!(pool.drain(60 * S), async {
+        tokio::time::sleep(S).await;
+        script.revoke(idle, S);
+        until("it is released", || script.released()).await;
+        assert_eq!(script.finished(), [], "the other one still runs");
+    });
+    assert_eq!((drained.0.finished, script.finished()), (1, vec![0]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn p9_drain_is_over_by_its_deadline_and_cancels_what_still_runs() {
     let (mut script, source) = script();
     let log = Log::default();
