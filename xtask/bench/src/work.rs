@@ -45,7 +45,7 @@ fn make_messages() -> Vec<Message> {
                  \"event_version\":1,\"total\":{total},\"note\":\""
             );
             while text.len() < PAYLOAD - 2 {
-                let _ = write!(text, "{:x}", next() % 16);
+                text.extend(char::from_digit((next() % 16) as u32, 16));
             }
             text.push_str("\"}");
             let key = format!("order-{i}").leak();
