@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 
 mod cost;
+mod floor;
 mod hot;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -75,6 +76,7 @@ impl Measured {
 fn all() -> Vec<Measured> {
     vec![
         Measured::rate(pool::PoolAlone),
+        Measured::rate(floor::Floor),
         Measured::rate(pool::Batched),
         Measured::rate(pool::Waiting::all_keys()),
         Measured::rate(pool::Waiting::bounded("pool-256", 256, 200_000)),
@@ -167,6 +169,7 @@ mod tests {
     fn all_run_when_none_is_named() {
         assert!(names(&[]).starts_with(&[
             "pool",
+            "pool-floor",
             "pool-batch",
             "pool-1ms",
             "pool-256",

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::runner::Benchmark;
 use crate::work::{KEYS, PARTITIONS, messages};
 
-const MESSAGES: usize = 8_000_000;
+pub(crate) const MESSAGES: usize = 8_000_000;
 const BATCH: usize = 256;
 
 /// The baseline of what has no broker.
