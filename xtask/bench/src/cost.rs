@@ -4,7 +4,6 @@
 //! by what it has more, is the cost of a message without what starting costs.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
@@ -82,7 +81,7 @@ async fn held(messages: usize) -> Result<()> {
     // Asked once: it looks at every lane.
     let held = pool.state().await.held_messages;
     ensure!(held == messages, "{held} messages are held, not {messages}");
-    let report = pool.drain(Duration::ZERO).await;
-    ensure!(report.counters.handled == 0, "{} messages were handled", report.counters.handled);
+    // Neither drained nor cancelled: how much of that is done before the end differs from run to run.
+    std::mem::forget(pool);
     Ok(())
 }
