@@ -85,6 +85,10 @@ pub enum StartPosition {
     Time(Timestamp),
 }
 
+/// A time that does not come: ten years. Longer ones are taken for it, so that adding one to the time of day is in the range of every
+/// system's clock.
+pub const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// How a member joins a group.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -130,17 +134,17 @@ impl SourceOptions {
         self
     }
 
-    /// How often positions are committed.
+    /// How often positions are committed; [`FOR_EVER`] at most.
     #[must_use]
     pub fn with_commit_interval(mut self, interval: Duration) -> Self {
-        self.commit_interval = interval;
+        self.commit_interval = interval.min(FOR_EVER);
         self
     }
 
-    /// How long a hand-over waits for runs in progress.
+    /// How long a hand-over waits for runs in progress; [`FOR_EVER`] at most.
     #[must_use]
     pub fn with_revoke_within(mut self, within: Duration) -> Self {
-        self.revoke_within = within;
+        self.revoke_within = within.min(FOR_EVER);
         self
     }
 }

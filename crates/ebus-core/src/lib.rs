@@ -39,7 +39,8 @@ mod token;
 mod topic;
 
 pub use backend::{
-    Backend, Committed, PartitionInfo, ReadRange, Reader, SourceOptions, StartPosition, TopicInfo, TopicSpec,
+    Backend, Committed, FOR_EVER, PartitionInfo, ReadRange, Reader, SourceOptions, StartPosition, TopicInfo,
+    TopicSpec,
 };
 pub use batch::{BatchHandler, BatchOutcome, Failures};
 pub use capability::Capability;

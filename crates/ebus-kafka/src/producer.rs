@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ebus_core::{Error, ErrorKind, Message, Publish, Receipt, Retryability, Topic};
+use ebus_core::{Error, ErrorKind, FOR_EVER, Message, Publish, Receipt, Retryability, Topic};
 use parking_lot::{Mutex, RwLock};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -202,7 +202,7 @@ impl Shared {
     /// Sends what is enqueued and ends. Blocks for up to `within`; what is left then is given up. `Timeout` if the publish of some
     /// of that had no answer yet.
     pub(crate) fn close(&self, within: Duration) -> Result<(), Error> {
-        let end = Instant::now() + within;
+        let end = Instant::now() + within.min(FOR_EVER);
         self.refuse();
         // What waits for its topic is enqueued or refused by the task that looks it up.
         while self.topics.list.read().values().any(|seen| matches!(seen, Seen::LookedUp(_))) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebus_core::{Epoch, Error, PartitionId, Position};
+use ebus_core::{Epoch, Error, FOR_EVER, PartitionId, Position};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -14,7 +14,6 @@ use crate::log::Log;
 
 /// `within` from `from` on, whatever somebody gave as "for ever".
 pub(crate) fn later(from: Instant, within: Duration) -> Instant {
-    const FOR_EVER: Duration = Duration::from_secs(86_400 * 365 * 10);
     from + within.min(FOR_EVER)
 }
 

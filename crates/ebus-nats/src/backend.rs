@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Backend, Capability, Committed, Epoch, Error, ErrorKind, Group, NextOffset, Parking, PartitionInfo,
-    Publisher, ReadRange, Reader, Source, SourceOptions, Topic, TopicInfo, TopicSpec,
+    Backend, Capability, Committed, Epoch, Error, ErrorKind, FOR_EVER, Group, NextOffset, Parking,
+    PartitionInfo, Publisher, ReadRange, Reader, Source, SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{OnceCell, watch};
@@ -178,7 +178,7 @@ impl Backend for NatsBackend {
 
     async fn close(&self, within: Duration) -> Result<(), Error> {
         let close = async {
-            let closed = self.publishing.close(Instant::now() + within).await;
+            let closed = self.publishing.close(Instant::now() + within.min(FOR_EVER)).await;
             self.closed.send_replace(true);
             closed
         };

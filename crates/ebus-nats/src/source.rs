@@ -13,7 +13,8 @@ use std::time::Duration;
 use async_nats::Subscriber;
 use async_trait::async_trait;
 use ebus_core::{
-    Error, Owned, Ownership, PartitionId, Settlement, Source, SourceEvent, SourceOptions, Token, Topic,
+    Error, FOR_EVER, Owned, Ownership, PartitionId, Settlement, Source, SourceEvent, SourceOptions, Token,
+    Topic,
 };
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -292,7 +293,7 @@ impl Source for NatsSource {
     }
 
     async fn close(mut self: Box<Self>, within: Duration) -> Result<(), Error> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + within.min(FOR_EVER);
         self.closing = true;
         self.topics.clear();
         for part in &mut self.parts {

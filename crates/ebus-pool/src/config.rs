@@ -9,6 +9,9 @@ use ebus_core::{Backend, Error, ErrorKind, Group, Parking, Publisher, Topic};
 use crate::RetryPolicy;
 use crate::parked::{MOST_REDRIVES, ParkedSet};
 
+/// Shards at most: each is a task, and more of them than cores run nothing sooner.
+const MOST_SHARDS: usize = 1_024;
+
 /// Where parked keys are kept, and where their dead letters are read.
 #[derive(Clone)]
 pub(crate) struct ParkingPlace {
@@ -65,7 +68,7 @@ impl PoolConfig {
         }
     }
 
-    /// How many shard tasks; a handler that blocks its thread blocks one of them.
+    /// How many shard tasks, 1,024 at most; a handler that blocks its thread blocks one of them.
     pub fn with_shards(mut self, shards: usize) -> Self {
         self.shards = shards;
         self
@@ -239,6 +242,10 @@ impl PoolConfig {
             if value == 0 {
                 problems.push(format!("{name} is 0; give at least 1"));
             }
+        }
+        if self.shards > MOST_SHARDS {
+            problems
+                .push(format!("shards is {}; give at most {MOST_SHARDS}, one a core is enough", self.shards));
         }
         problems.extend(self.retry.problems());
         self.problems_of_drops(&mut problems);

@@ -73,11 +73,13 @@ impl Budget {
         messages.min((bytes / 4 / self.largest).max(1)).min(LARGEST_READ)
     }
 
-    /// So little is free that reading it at once would mean to read a few messages at a time.
+    /// Nothing is free, or so little that reading it at once would mean to read a few messages at a time.
     pub(crate) fn is_nearly_full(&self) -> bool {
         let messages = self.max_messages.saturating_sub(self.held.messages);
         let bytes = self.max_bytes.saturating_sub(self.held.bytes);
-        messages < self.max_messages / NEARLY_FULL || bytes < self.max_bytes / NEARLY_FULL
+        // Of a small budget, the part is none.
+        let nearly = |free: usize, most: usize| free == 0 || free < most / NEARLY_FULL;
+        nearly(messages, self.max_messages) || nearly(bytes, self.max_bytes)
     }
 
     /// A read begins: if it brings messages, what was seen long ago counts less.

@@ -50,7 +50,8 @@ proptest! {
             let (messages, bytes) = (max_messages.saturating_sub(all.messages), max_bytes.saturating_sub(all.bytes));
             prop_assert_eq!(budget.room() > 0, messages > 0 && bytes > 0);
             prop_assert!(budget.room() <= messages.div_ceil(4).clamp(1, LARGEST_READ));
-            let nearly = messages < max_messages / NEARLY_FULL || bytes < max_bytes / NEARLY_FULL;
+            let nearly =
+                budget.room() == 0 || messages < max_messages / NEARLY_FULL || bytes < max_bytes / NEARLY_FULL;
             prop_assert_eq!(budget.is_nearly_full(), nearly);
             for slot in 0..5 {
                 let own = count(&|of| of == slot);

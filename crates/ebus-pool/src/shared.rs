@@ -33,7 +33,7 @@ pub(crate) struct Shared {
 }
 
 /// When to look again at a lease that has run out and may yet be moved on.
-const LEASE_RECHECK: Duration = Duration::from_millis(50);
+pub(crate) const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
 /// Why the dead letters that wait could not be published, each by itself: one that went through says nothing of another.
 #[derive(Default)]

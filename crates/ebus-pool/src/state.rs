@@ -87,7 +87,7 @@ pub enum Doing {
     Running,
     /// It failed, and waits for its next run.
     Retrying,
-    /// It is its turn; all slots are in use, or its handler is not ready.
+    /// It is its turn; all slots are in use, its handler is not ready, or its batch still gathers.
     NotStarted,
     /// Its commit is not accepted yet, and it must not start before ([at most once](crate::PoolConfig::with_at_most_once)).
     Committing,

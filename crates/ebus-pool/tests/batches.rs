@@ -93,6 +93,21 @@ async fn p5_what_gathers_does_not_stop_the_intake_of_a_backlog() {
 
 /// To gather was a topic's turn, and the slot went to the other one each time.
 #[tokio::test(start_paused = true)]
+async fn p5_what_gathers_does_not_wait_in_a_small_budget_that_it_fills() {
+    let (mut script, source) = script();
+    let config = one_shard().with_shards(2).with_budget_messages(8);
+    let (_pool, seen) =
+        pool_that_says(source, config, Batch::of(8).max_age(Duration::from_secs(3_600)), |_| DONE);
+    let owned = script.assign(0);
+    // In neither shard is there room for eight.
+    for i in 0..16 {
+        script.deliver(owned, Some(&format!("k{i}")));
+    }
+    until("all finished", || script.finished().len() == 16).await;
+    assert!(seen.since.elapsed() < Duration::from_secs(60), "{:?}", seen.given());
+}
+
+#[tokio::test(start_paused = true)]
 async fn p4_a_topic_in_batches_gets_its_slot_beside_a_busy_one() {
     let (mut script, source) = script();
     let seen = Seen::new();

@@ -315,6 +315,14 @@ async fn c12_attempts_without_a_place_for_the_dead_are_refused_at_start() {
     assert!(error.to_string().contains("dead-letter topic"), "{error}");
 }
 
+#[tokio::test]
+async fn i06_more_shards_than_anybody_has_cores_are_refused_at_start() {
+    let (_script, source) = script();
+    let error = Pool::start(source, config().with_shards(usize::MAX)).expect_err("too many");
+    assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    assert!(error.to_string().contains("at most 1024"), "{error}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn p1_a_rejection_at_a_hand_over_without_a_dead_letter_topic_is_left_to_the_next_owner() {
     let (mut script, source) = script();

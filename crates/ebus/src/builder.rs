@@ -225,7 +225,7 @@ impl ConsumerBuilder {
     /// # async fn main() -> Result<(), ebus::Error> {
     /// let bus = Bus::connect("memory://").await?;
     /// let consumer =
-    ///     bus.consumer("billing").on("orders", raw(charge)).dead_letter("orders.dlq").park_keys(1_000).start().await?;
+    ///     bus.consumer("billing").on("orders", raw(charge)).dead_letter("orders.dlq").park_keys(500).start().await?;
     /// for payload in ["placed", "paid", "sent"] {
     ///     bus.publish(Publish::to("orders", Message::new(payload).with_key("order-42"))).await?;
     /// }

@@ -147,7 +147,7 @@ impl Bus {
     }
 
     /// The keys that are parked for a group in a topic, see [`park_keys`](ConsumerBuilder::park_keys). Needs no membership in the
-    /// group.
+    /// group, but the right to keep such keys: where nothing is kept for the group yet, the place for it is made.
     ///
     /// # Errors
     /// `ConfigInvalid` for an illegal name; `NotFound` when the topic does not exist; `Unsupported` where the backend keeps no

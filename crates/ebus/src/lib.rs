@@ -131,7 +131,7 @@ pub use ebus_pool::{
     RetryPolicy, Stuck, dead_letter,
 };
 
-/// The quickstart that people see first compiles and runs.
+/// What people see first compiles.
 #[cfg(all(doctest, feature = "envelope"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

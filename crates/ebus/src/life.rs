@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ebus_core::{Backend, Error};
+use ebus_core::{Backend, Error, FOR_EVER};
 use ebus_pool::Pool;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -60,6 +60,7 @@ impl Life {
             consumers.closing = true;
             consumers.pools.iter().filter_map(Weak::upgrade).collect()
         };
+        let within = within.min(FOR_EVER);
         let deadline = Instant::now() + within;
         let drained = join_all(pools.iter().map(|pool| drain(pool, within))).await;
         let committed = drained.into_iter().find_map(Result::err);

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Error, ErrorKind, LogMark, Message, Owned, Ownership, PartitionId, PartitionInfo, Settlement, Source,
-    SourceEvent, SourceOptions, Token, Topic,
+    Error, ErrorKind, FOR_EVER, LogMark, Message, Owned, Ownership, PartitionId, PartitionInfo, Settlement,
+    Source, SourceEvent, SourceOptions, Token, Topic,
 };
 use rdkafka::consumer::BaseConsumer;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -423,7 +423,7 @@ impl Source for KafkaSource {
     }
 
     async fn close(mut self: Box<Self>, within: Duration) -> Result<(), Error> {
-        let end = Instant::now() + within;
+        let end = Instant::now() + within.min(FOR_EVER);
         for part in &mut self.parts {
             part.held.clear();
             part.phase = Phase::Releasing { deadline: end };

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 
-use ebus_core::{BoxError, Error, ErrorKind, Publish, Receipt, Retryability};
+use ebus_core::{BoxError, Error, ErrorKind, FOR_EVER, Publish, Receipt, Retryability};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_service::Service;
@@ -27,10 +27,10 @@ where
     S: Service<Publish, Response = Receipt, Error: Into<BoxError>> + Clone,
 {
     let config = &recovering.lanes.config;
-    let deadline = Instant::now() + config.max_elapsed;
+    let deadline = Instant::now() + config.max_elapsed.min(FOR_EVER);
     let mut attempts = 1_u32;
     for delay in config.delays() {
-        if Instant::now() + delay > deadline {
+        if Instant::now() + delay.min(FOR_EVER) > deadline {
             break;
         }
         sleep(delay).await;
@@ -67,7 +67,7 @@ where
     let ready = match service {
         Some(service) => Ok(service),
         None => {
-            let deadline = Instant::now() + recovering.lanes.config.max_elapsed;
+            let deadline = Instant::now() + recovering.lanes.config.max_elapsed.min(FOR_EVER);
             timeout_at(deadline, ready(&recovering.lanes)).await.unwrap_or_else(|_| {
                 Err(Error::new(
                     ErrorKind::Overloaded,

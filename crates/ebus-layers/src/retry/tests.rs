@@ -144,6 +144,15 @@ async fn attempts_and_time_are_bounded_and_the_error_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_time_that_no_clock_can_hold_is_as_good_as_for_ever() {
+    let broker = Broker::of(&[SAFE]);
+    let mut service =
+        over(broker.clone(), config().with_max_elapsed(Duration::MAX).with_max_delay(Duration::MAX));
+    call(&mut service, "k", "1").await.await.expect("stored at the second attempt");
+    assert_eq!(broker.calls(), ["1", "1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn g7_later_calls_of_the_key_wait_and_others_go_on() {
     let broker = Broker::of(&[SAFE, STORED, SAFE]);
     let mut service = over(broker.clone(), config());

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ebus_core::{
-    Assigned, Error, ErrorKind, Inbound, Owned, PartitionId, Settlement, Source, SourceEvent, Topic,
+    Assigned, Error, ErrorKind, FOR_EVER, Inbound, Owned, PartitionId, Settlement, Source, SourceEvent, Topic,
 };
 use futures_util::FutureExt;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -456,9 +456,7 @@ impl Driver {
 
 /// `now`, and as far behind it as there is time.
 fn after(now: Instant, wait: Duration) -> Instant {
-    /// As far as the clocks of all systems go.
-    const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
-    now + wait.min(FAR)
+    now + wait.min(FOR_EVER)
 }
 
 async fn sleep_until(at: Option<Instant>) {

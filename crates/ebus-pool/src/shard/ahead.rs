@@ -63,7 +63,7 @@ impl Shard {
     /// something to start.
     pub(super) fn commit_ahead(&mut self) {
         let config = &self.shared.config;
-        let most = (config.max_in_flight / config.shards).max(1) * 2;
+        let most = (config.max_in_flight / config.shards).max(1).saturating_mul(2);
         for tenure in self.tenures.iter_mut().flatten() {
             // What nobody handles yet is not committed.
             let handled = self.routes[tenure.route].runner.is_some();

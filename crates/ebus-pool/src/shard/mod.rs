@@ -26,7 +26,7 @@ use crate::pace::Pace;
 use crate::route::LaneKey;
 use crate::run::{OfLane, Run};
 use crate::runner::{Ended, PendingRun, Runner, drop_guarded};
-use crate::shared::Shared;
+use crate::shared::{LEASE_RECHECK, Shared};
 use crate::spares::Spares;
 
 /// Jobs taken in, and ends of runs looked at, before the other work of a pass.
@@ -35,8 +35,6 @@ const CHUNK: usize = 128;
 const PASSES: usize = 16;
 /// The longest wait: what the timers can hold is two years.
 const LONGEST_WAIT: Duration = Duration::from_secs(365 * 86_400);
-/// When to look again at a lease that has run out and may yet be moved on.
-const LEASE_RECHECK: Duration = Duration::from_millis(50);
 
 mod ahead;
 mod batch;

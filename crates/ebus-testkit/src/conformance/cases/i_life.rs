@@ -45,6 +45,23 @@ pub(super) async fn i01_close_twice_one_result(ctx: &Ctx) -> Checked {
     Ok(())
 }
 
+/// i06: times that no clock can hold are as good as for ever, and nothing panics.
+pub(super) async fn i06_no_time_is_too_long(ctx: &Ctx) -> Checked {
+    let (topic, group) = (ctx.topic("long", 2).await?, ctx.group("g"));
+    let member = ctx.member("m", &group, &[&topic]);
+    let member = member
+        .options(|options| options.with_commit_interval(Duration::MAX).with_revoke_within(Duration::MAX));
+    let member = member.pool(|pool| pool.with_stuck_after(Duration::MAX)).start().await?;
+    ctx.publish(&topic, &keys("k", 20), 1..=5).await?;
+    ctx.until_handled(100).await?;
+    let report = member.drain(Duration::MAX).await;
+    assert!(report.committed.is_ok(), "{report:?}");
+    assert_eq!(ctx.finished(&group, &topic).await?, 100, "the last commit is made at the end");
+    let (backend, ..) = ctx.connect("closed").await?;
+    backend.close(Duration::MAX).await?;
+    Ok(())
+}
+
 /// i02: after close everything says `Closed`.
 pub(super) async fn i02_after_close_everything_says_closed(ctx: &Ctx) -> Checked {
     let topic = ctx.topic("closed", 1).await?;

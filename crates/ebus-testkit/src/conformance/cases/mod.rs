@@ -227,6 +227,7 @@ pub(super) fn all() -> Vec<Case> {
         i_life Anywhere {
             i01_close_twice_one_result
             i02_after_close_everything_says_closed
+            i06_no_time_is_too_long
         }
         i_race Anywhere {
             i03_publish_racing_with_close
