@@ -40,6 +40,11 @@ impl Span<'_> {
         self.to.unwrap_or(u64::MAX)
     }
 
+    /// When the group may wait, for so long, because of it: for a member that is gone, and for all when it comes back and joins anew.
+    fn holds_group(&self, waits: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+        [Some(self.from), self.to].into_iter().flatten().map(move |from| (from, from.saturating_add(waits)))
+    }
+
     /// Whether it has an effect at some time between `from` and `to`, when its effect lasts `after` longer than itself.
     fn meets(&self, from: u64, to: u64, after: u64) -> bool {
         self.from <= to && from <= self.to().saturating_add(after)
@@ -96,7 +101,7 @@ impl<'a> Faults<'a> {
     /// refused, as its release says.
     pub(super) fn keep_group_waiting(&self, at: u64, rules: &Rules) -> bool {
         let Some(waits) = rules.group_waits.map(nanos) else { return false };
-        let held = |span: &Span<'_>| (span.from..=span.from.saturating_add(waits)).contains(&at);
+        let held = |span: &Span<'_>| span.holds_group(waits).any(|(from, to)| (from..=to).contains(&at));
         self.spans.iter().any(|span| self.is_of_group(span) && held(span))
             || self.revocations.iter().any(|span| span.meets(at, at, 0))
     }
@@ -110,7 +115,7 @@ impl<'a> Faults<'a> {
             if span.concerns(member) && span.kind != Kind::Killed {
                 held.push((span.from, span.to().saturating_add(after)));
             } else if let Some(waits) = rules.group_waits.map(nanos).filter(|_| self.is_of_group(span)) {
-                held.push((span.from, span.from.saturating_add(waits)));
+                held.extend(span.holds_group(waits));
             }
         }
         if rules.group_waits.is_some() {

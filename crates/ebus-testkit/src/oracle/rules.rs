@@ -155,9 +155,9 @@ impl Rules {
         self
     }
 
-    /// Allows that no commit of anybody is accepted for so long after a fault of any member began, nor while any member holds a
-    /// revocation: the broker answers none while the group waits for a member that is not yet taken for dead, or that has not
-    /// joined again, as Kafka's classic protocol does. What excuses that something is lost at all is still a fault of its own
+    /// Allows that no commit of anybody is accepted for so long after a fault of any member began or ended, nor while any member
+    /// holds a revocation: the broker answers none while the group waits for a member that is not yet taken for dead, or for all to
+    /// join again because one has come back, as Kafka's classic protocol does. What excuses that something is lost at all is still a fault of its own
     /// owner; and where commits of that owner were seen to go on, nobody waited. Only with
     /// [`only_faults_excuse`](Self::only_faults_excuse).
     #[must_use]

@@ -197,6 +197,18 @@ fn p6_a_publisher_in_trouble_holds_no_commits_up() {
 }
 
 #[test]
+fn p6_a_group_waits_when_one_comes_back_and_not_longer() {
+    let back = |since: Duration| {
+        let stopped = |script: Script| script.fault(Kind::Stopped, "o").after(20 * SECOND);
+        held_up(|script| stopped(script).fault(Kind::Continued, "o").after(since), |script| script)
+    };
+    let rules = strict().group_waits(6 * SECOND);
+    finds(&back(SECOND), &rules, &[]);
+    finds(&back(SECOND), &strict(), &[(Promise::G6, 1)]);
+    finds(&back(7 * SECOND), &rules, &[(Promise::G6, 1)]);
+}
+
+#[test]
 fn p6_a_group_waits_while_a_revocation_is_held_and_not_longer() {
     let held = |released: Duration| {
         held_up(
