@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use common::*;
 use ebus_core::{
-    Delivery, Error, ErrorKind, Lease, Outcome, Publish, Publisher, Receipt, SourceEvent, Topic,
+    Delivery, Epoch, Error, ErrorKind, Lease, Outcome, PartitionId, Position, Publish, Publisher, Receipt,
+    SourceEvent, Topic,
 };
 use ebus_pool::Pool;
 
@@ -101,8 +102,16 @@ async fn p5_the_handler_of_a_topic_that_is_unsubscribed_and_released_is_dropped(
     )
     .expect("open");
     let owned = script.assign(0);
+    // One that stays keeps nobody else's.
+    let other = Topic::new("users").expect("legal");
+    pool.subscribe(other.clone(), handler(|_| async { Outcome::Ack })).expect("open");
+    let id = PartitionId::new(other, 0);
+    let assigned = script.ownership().assign(id, Epoch(1), &Position::default(), Lease::unlimited());
+    script.send(SourceEvent::Assigned { owned: vec![assigned] });
     tokio::time::sleep(MS).await;
     pool.unsubscribe(&topic()).expect("open");
+    tokio::time::sleep(S).await;
+    assert!(Arc::strong_count(&database) > 1, "what is owned may yet be handled");
     script.revoke(owned, S);
     until("released", || script.released()).await;
     tokio::time::sleep(60 * S).await;

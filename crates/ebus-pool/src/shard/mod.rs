@@ -211,9 +211,7 @@ impl Shard {
             // What ended runs left, not what was granted: shards that wait would hand that to each other for ever.
             self.shared.slots.release(self.index, std::mem::take(&mut self.credit));
         }
-        if !pass.enough && !pass.closed {
-            self.start_ready(&mut pass, cx);
-        }
+        self.start_ready(&mut pass, cx);
         self.let_go_of_handlers();
         if self.shared.config.at_most_once {
             self.commit_ahead();
