@@ -99,11 +99,12 @@ impl Pump {
     pub(super) fn must_end_batch(&mut self, id: usize) -> bool {
         let has_id = self.queue.front().is_some_and(|head| head.flight.id.is_some());
         let most = (self.connection.config.max_in_flight / PART).clamp(1, MOST);
-        let Some(open) = self.routes.get(id).and_then(Option::as_ref).and_then(|state| state.open.as_ref())
-        else {
-            return false;
-        };
-        let mut is_due = has_id || open.members.len() >= most || self.window.get(open.anchor).is_none();
+        let Some(state) = self.routes.get(id).and_then(Option::as_ref) else { return false };
+        let Some(open) = &state.open else { return false };
+        // The stream takes batches no more: whoever joined it would fail too.
+        let is_forbidden = state.known.as_ref().is_some_and(|known| !known.takes_batches);
+        let is_full = open.members.len() >= most;
+        let mut is_due = has_id || is_forbidden || is_full || self.window.get(open.anchor).is_none();
         if open.members.is_empty()
             && let Some(head) = self.queue.front()
         {

@@ -168,10 +168,13 @@ async fn stored(backend: &NatsBackend, topic: &Topic) -> Result<Vec<(u64, u64)>,
     Ok(stored)
 }
 
-/// Hears until it is silent for a second.
+/// After so long without a word nothing more is expected.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Hears until it is silent.
 async fn hear(heard: &mut Subscriber) -> usize {
     let mut count = 0;
-    while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), heard.next()).await {
+    while let Ok(Some(_)) = tokio::time::timeout(SILENCE, heard.next()).await {
         count += 1;
     }
     count
@@ -215,8 +218,11 @@ async fn left(url: String, through: usize) -> Tested {
     assert!(hear(&mut fences).await > 0, "no batch was left");
     hear(&mut heard).await;
     way.mode.send_replace(Mode::Late);
-    let late = hear(&mut heard).await;
-    assert_eq!(late > 0, through != usize::MAX, "{late} came late");
+    // The server takes its time on a busy machine, and if nothing came late the rest would show nothing.
+    let is_expected = through != usize::MAX;
+    let first = tokio::time::timeout(if is_expected { PATIENCE } else { SILENCE }, heard.next()).await;
+    let late = if first.is_ok() { 1 + hear(&mut heard).await } else { 0 };
+    assert_eq!(late > 0, is_expected, "{late} came late");
 
     let stored = stored(&direct, &topic).await?;
     let numbers: Vec<u64> = stored.iter().map(|(_, number)| *number).collect();
