@@ -181,11 +181,11 @@ async fn hear(heard: &mut Subscriber) -> usize {
 }
 
 /// `through` bytes of batches come to the server, and no answer back; the connection ends; the rest comes when later messages are
-/// stored.
-async fn left(url: String, through: usize) -> Tested {
+/// stored. How many of them did.
+async fn leave(url: &str, through: usize) -> Result<usize, Failed> {
     const WARM: u64 = 3_000;
     const LEFT: u64 = 1_500;
-    let (direct, topic) = (connect(&url).await?, topic("remains"));
+    let (direct, topic) = (connect(url).await?, topic("remains"));
     create(&direct, &topic, 1).await?;
     let way = Way::open(url.trim_start_matches("nats://").to_owned()).await?;
     let config =
@@ -194,7 +194,7 @@ async fn left(url: String, through: usize) -> Tested {
     for (_, warm) in call(&backend, &topic, 0..WARM).await? {
         warm.await?;
     }
-    let tap = async_nats::connect(&url).await?;
+    let tap = async_nats::connect(url).await?;
     let mut fences = tap.subscribe(format!("{topic}.void=.*")).await?;
     let mut heard = tap.subscribe(format!("{topic}.0")).await?;
     tap.flush().await?;
@@ -218,11 +218,7 @@ async fn left(url: String, through: usize) -> Tested {
     assert!(hear(&mut fences).await > 0, "no batch was left");
     hear(&mut heard).await;
     way.mode.send_replace(Mode::Late);
-    // The server takes its time on a busy machine, and if nothing came late the rest would show nothing.
-    let is_expected = through != usize::MAX;
-    let first = tokio::time::timeout(if is_expected { PATIENCE } else { SILENCE }, heard.next()).await;
-    let late = if first.is_ok() { 1 + hear(&mut heard).await } else { 0 };
-    assert_eq!(late > 0, is_expected, "{late} came late");
+    let late = hear(&mut heard).await;
 
     let stored = stored(&direct, &topic).await?;
     let numbers: Vec<u64> = stored.iter().map(|(_, number)| *number).collect();
@@ -256,7 +252,21 @@ async fn left(url: String, through: usize) -> Tested {
         usize::MAX => assert_eq!(lost, 0),
         _ => assert!(kept > 0 && lost > 0, "{kept} are stored, {lost} are not"),
     }
-    Ok(())
+    Ok(late)
+}
+
+/// How much of it comes late is a matter of luck on a busy machine, and where nothing does nothing is shown.
+async fn left(url: String, through: usize) -> Tested {
+    for _ in 0..5 {
+        let late = leave(&url, through).await?;
+        if through == usize::MAX {
+            assert_eq!(late, 0, "all of it was there before");
+        }
+        if late > 0 || through == usize::MAX {
+            return Ok(());
+        }
+    }
+    panic!("nothing came late in five tries");
 }
 
 /// What [`left`] rests on, said to the server by hand.
