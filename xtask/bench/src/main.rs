@@ -14,15 +14,16 @@ mod floor;
 mod hot;
 #[cfg(feature = "kafka")]
 mod kafka;
-// What publishes to a broker at a steady pace is for those alone.
-#[cfg_attr(not(any(feature = "kafka", feature = "nats")), allow(dead_code))]
 mod latency;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(any(feature = "kafka", feature = "nats"))]
 mod ours;
 mod pool;
 mod runner;
+#[cfg(any(feature = "kafka", feature = "nats"))]
+mod stopwatch;
 mod work;
 
 use crate::latency::Latency;

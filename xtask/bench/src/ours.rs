@@ -1,20 +1,20 @@
 //! Our side, the same for every broker: publishing with every receipt awaited; a source, a pool, a handler that does
 //! nothing, committed positions.
-#![cfg_attr(not(any(feature = "kafka", feature = "nats")), allow(dead_code))]
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ebus_core::{
     Backend, Delivery, Error, Group, Message, Outcome, Publish, PublishService, SourceOptions, Topic,
 };
 use ebus_pool::{Handlers, Pool, PoolConfig};
 
-use crate::latency::{Percentiles, Stopwatch};
+use crate::latency::Percentiles;
+use crate::stopwatch::Stopwatch;
 use crate::work::Countdown;
 
 /// Publishes `n` messages and waits for their receipts, with up to `window` of them on their way: the bound of the
@@ -58,10 +58,12 @@ pub(crate) const SETTINGS: &str = "Backend::source and Pool with their defaults:
 /// Messages per second, from the first to the last.
 pub(crate) async fn consume(backend: &dyn Backend, topic: &Topic, group: &str, n: usize) -> Result<f64> {
     let group = Group::new(group)?;
-    let countdown = Arc::new(Countdown::new(n));
-    let seen = countdown.clone();
+    let seen = Arc::new((OnceLock::new(), Countdown::new(n)));
+    let (first, countdown) = &*seen;
+    let noted = seen.clone();
     let handler = tower::service_fn(move |_| {
-        seen.one();
+        noted.0.get_or_init(Instant::now);
+        noted.1.one();
         std::future::ready(Ok::<_, Infallible>(Outcome::Ack))
     });
     let source = backend.source(SourceOptions::new(group.clone(), vec![topic.clone()])).await?;
@@ -75,7 +77,7 @@ pub(crate) async fn consume(backend: &dyn Backend, topic: &Topic, group: &str, n
         report.committed?;
         bail!("the pool ended before all was handled");
     }
-    let rate = countdown.rate();
+    let rate = n as f64 / first.get().context("nothing was handled")?.elapsed().as_secs_f64();
     let report = pool.drain(Duration::from_secs(30)).await;
     report.committed?;
     let handled = report.counters.handled;

@@ -1,12 +1,11 @@
 //! What all benchmarks share: the messages, and counting those that were handled.
 
 use std::fmt::Write;
+use std::sync::LazyLock;
 use std::sync::atomic::{
     AtomicUsize,
     Ordering::{AcqRel, Acquire},
 };
-use std::sync::{LazyLock, OnceLock};
-use std::time::Instant;
 
 use bytes::Bytes;
 use ebus_core::{Key, Message};
@@ -55,25 +54,19 @@ fn make_messages() -> Vec<Message> {
         .collect()
 }
 
-/// Counts messages down to none, and knows when the first one came.
+/// Counts messages down to none.
 #[derive(Debug)]
 pub(crate) struct Countdown {
-    all: usize,
     left: AtomicUsize,
-    first: OnceLock<Instant>,
     done: Notify,
 }
 
 impl Countdown {
     pub(crate) fn new(all: usize) -> Self {
-        Self { all, left: AtomicUsize::new(all), first: OnceLock::new(), done: Notify::new() }
+        Self { left: AtomicUsize::new(all), done: Notify::new() }
     }
 
     pub(crate) fn one(&self) {
-        if self.first.get().is_none() {
-            // Somebody else's first is as good.
-            let _ = self.first.set(Instant::now());
-        }
         if self.left.fetch_sub(1, AcqRel) == 1 {
             self.done.notify_one();
         }
@@ -84,11 +77,6 @@ impl Countdown {
         while self.left.load(Acquire) > 0 {
             self.done.notified().await;
         }
-    }
-
-    /// Messages per second from the first one to now.
-    pub(crate) fn rate(&self) -> f64 {
-        self.first.get().map_or(0.0, |first| self.all as f64 / first.elapsed().as_secs_f64())
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Nature {
 pub(crate) const COMMIT_WITHIN: Duration = Duration::from_millis(1_200);
 /// How long a broker that has just started may take to have the topics.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// And how long until it is asked again.
+const READY_AGAIN: Duration = Duration::from_millis(100);
 /// Handler runs of a member at once: the default.
 const MAX_IN_FLIGHT: usize = 1_024;
 /// Findings that are explained.
@@ -233,8 +235,10 @@ async fn create(backend: &dyn Backend, spec: &TopicSpec) -> Result<(), Error> {
     let end = Instant::now() + READY_WITHIN;
     loop {
         match backend.create_topic(spec).await {
-            // Each try waits for its own time-out.
-            Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {}
+            Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                // Most tries wait for their own time-out; one that is refused at once does not.
+                tokio::time::sleep(READY_AGAIN).await;
+            }
             created => return created.map(drop),
         }
     }

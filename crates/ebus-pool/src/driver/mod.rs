@@ -141,7 +141,7 @@ pub(crate) struct Driver {
 /// messages at a time, at the cost of a read for each few.
 const REST: Duration = Duration::from_millis(1);
 
-/// Emptied lists that the driver keeps: what one read of [`Budget::room`] fills at most.
+/// Emptied lists of each kind that the driver keeps: those of two reads, where shards are few. Where they are many, some are made anew.
 const SPARES: usize = 16;
 
 impl Driver {

@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::kafka::cluster::Cluster;
 use crate::kafka::raw::{self, Reports};
-use crate::latency::{Latency, Percentiles, Stopwatch, load};
+use crate::latency::{Latency, Percentiles};
 use crate::ours;
+use crate::stopwatch::{Stopwatch, load};
 use crate::work::PARTITIONS;
 
 /// Kafka in between.

@@ -11,10 +11,11 @@ use ebus_core::{Backend, Key};
 use ebus_nats::NatsBackend;
 use futures_util::StreamExt;
 
-use crate::latency::{Latency, Percentiles, Stopwatch, load};
+use crate::latency::{Latency, Percentiles};
 use crate::nats::raw::{Acks, KEY};
 use crate::nats::server::{Server, subject};
 use crate::ours;
+use crate::stopwatch::{Stopwatch, load};
 use crate::work::PARTITIONS;
 
 /// JetStream in between.
