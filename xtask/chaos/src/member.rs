@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::options::Mode;
 use crate::setting::{AGAIN, Names, Process, passes};
-use crate::work::{handle, handle_batch};
+use crate::work::{handle, handle_at_most_once, handle_batch};
 
 /// What a member is told beside.
 #[derive(Debug, Clone, clap::Args)]
@@ -61,6 +61,9 @@ impl Member {
                 let handler = raw(handle_batch).with(history.clone());
                 let handler = RecordedHandler::new(handler, history.clone(), &group, name);
                 builder.batch(topic, Batch::of(BATCH).max_age(BATCH_AGE), handler)
+            } else if mode.at_most_once {
+                let handler = raw(handle_at_most_once).with(history.clone());
+                builder.on(topic, RecordedHandler::new(handler, history.clone(), &group, name))
             } else {
                 let handler = raw(handle).with(history.clone());
                 builder.on(topic, RecordedHandler::new(handler, history.clone(), &group, name))

@@ -115,7 +115,16 @@ fn not_yet() -> HandlerError {
     HandlerError::retry("not yet").retry_after(Duration::from_millis(250))
 }
 
-/// The handler of all members. `clock` is the one that the publisher read.
+/// How long each run takes of a member that handles at most once: so long that runs are open whenever it is killed.
+const AT_MOST_ONCE_TAKES: Duration = Duration::from_millis(200);
+
+/// The handler of members that handle at most once.
+pub(crate) async fn handle_at_most_once(clock: History, delivery: Delivery) -> Handled {
+    tokio::time::sleep(AT_MOST_ONCE_TAKES).await;
+    handle(clock, delivery).await
+}
+
+/// The handler of a member. `clock` is the one that the publisher read.
 pub(crate) async fn handle(clock: History, delivery: Delivery) -> Handled {
     let Some((work, published_ns)) = Work::of(delivery.payload()) else {
         return Err(HandlerError::permanent("nobody of this run published that"));
