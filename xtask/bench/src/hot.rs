@@ -7,14 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use async_trait::async_trait;
-use ebus_core::{
-    Delivery, Epoch, Error, Group, Inbound, Key, Lease, LedgerLimits, Message, Outcome, Owned, Ownership,
-    PartitionId, Position, Settlement, Source, SourceEvent, Timestamp, Token, Topic,
-};
+use ebus_core::{Delivery, Group, Key, LedgerLimits, Message, Outcome, SourceEvent, Timestamp, Topic};
 use ebus_pool::{Handlers, Pool, PoolConfig};
-use tokio::sync::oneshot;
 
 use crate::latency::{Latency, Percentiles};
+use crate::source::{HandsOut, Kept, source};
 use crate::work::PARTITIONS;
 
 /// Messages of the hot key, all there at once, and how long each of them takes.
@@ -80,17 +77,8 @@ impl Times {
 async fn others(hot: usize) -> Result<Percentiles> {
     let of = (0..OTHERS).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect();
     let times = Arc::new(Times { begun: Instant::now(), of });
-    let (done, all_done) = oneshot::channel();
-    let source = Paced {
-        ownership: Ownership::new(LedgerLimits::default()),
-        owned: Vec::new(),
-        next: [0; PARTITIONS as usize],
-        hot_left: hot,
-        given: 0,
-        times: times.clone(),
-        unsettled: hot + OTHERS,
-        done: Some(done),
-    };
+    let paced = Paced { hot_left: hot, given: 0, times: times.clone() };
+    let (source, all_done) = source(hot + OTHERS, LedgerLimits::default(), paced);
     let seen = times.clone();
     let handler = tower::service_fn(move |delivery: Delivery| {
         let seen = seen.clone();
@@ -119,52 +107,27 @@ fn number(message: &Message) -> Option<usize> {
 
 /// Hands out the hot key's messages at once, and the others as time goes.
 struct Paced {
-    ownership: Ownership,
-    owned: Vec<Owned>,
-    next: [u64; PARTITIONS as usize],
     hot_left: usize,
     /// Of the others.
     given: usize,
     times: Arc<Times>,
-    unsettled: usize,
-    done: Option<oneshot::Sender<()>>,
 }
 
-impl Paced {
-    fn hand_out(&mut self, key: usize, number: i64, out: &mut Vec<SourceEvent>) {
-        let partition = key % PARTITIONS as usize;
-        let offset = self.next[partition];
-        self.next[partition] += 1;
-        let Ok(Some(token)) = self.ownership.track(self.owned[partition], offset) else {
-            unreachable!("ascending")
-        };
-        let message =
-            Message::made_at(Timestamp::from_millis(number), "").with_key(Key::from(format!("order-{key}")));
-        out.push(SourceEvent::Message(Inbound { token, message }));
-    }
+fn give(key: usize, number: i64, kept: &mut Kept, out: &mut Vec<SourceEvent>) {
+    let message = Message::made_at(Timestamp::from_millis(number), "");
+    kept.give(key % PARTITIONS as usize, message.with_key(Key::from(format!("order-{key}"))), out);
 }
 
-#[async_trait]
-impl Source for Paced {
-    async fn recv(&mut self, room: usize, out: &mut Vec<SourceEvent>) -> Result<usize, Error> {
-        if self.owned.is_empty() {
-            let mut assigned = Vec::new();
-            for partition in 0..PARTITIONS {
-                let id = PartitionId::new(Topic::new("bench")?, partition);
-                assigned.push(self.ownership.assign(id, Epoch(1), &Position::default(), Lease::unlimited()));
-            }
-            self.owned = assigned.iter().map(|one| one.owned).collect();
-            out.push(SourceEvent::Assigned { owned: assigned });
-            return Ok(1);
-        }
+impl HandsOut for Paced {
+    async fn hand_out(&mut self, room: usize, kept: &mut Kept, out: &mut Vec<SourceEvent>) -> usize {
         if room == 0 || (self.hot_left == 0 && self.given == OTHERS) {
             return std::future::pending().await;
         }
         if self.hot_left > 0 {
             let n = room.min(self.hot_left);
-            (0..n).for_each(|_| self.hand_out(0, -1, out));
+            (0..n).for_each(|_| give(0, -1, kept, out));
             self.hot_left -= n;
-            return Ok(n);
+            return n;
         }
         let due = self.times.begun + EVERY * self.given as u32;
         tokio::time::sleep_until(due.into()).await;
@@ -172,31 +135,10 @@ impl Source for Paced {
         let n = (late as usize + 1).min(OTHERS).saturating_sub(self.given).clamp(1, room);
         for _ in 0..n {
             let other = self.given;
-            self.hand_out(1 + other % OTHER_KEYS, other as i64, out);
+            give(1 + other % OTHER_KEYS, other as i64, kept, out);
             self.times.note(other, 0);
             self.given += 1;
         }
-        Ok(n)
-    }
-
-    fn settle(&mut self, batch: &mut Vec<(Token, Settlement)>) {
-        self.unsettled -= self.ownership.settle(batch).finished;
-        if self.unsettled == 0 {
-            self.done.take().map(|done| done.send(()));
-        }
-    }
-
-    fn release(&mut self, _owned: &[Owned]) {}
-    fn pause(&mut self, _owned: &[Owned]) {}
-    fn resume(&mut self, _owned: &[Owned]) {}
-    fn commit_now(&mut self, _owned: &[Owned]) {}
-    fn subscribe(&mut self, _topics: &[Topic]) {}
-
-    fn stale(&self) -> u64 {
-        self.ownership.stale()
-    }
-
-    async fn close(self: Box<Self>, _within: Duration) -> Result<(), Error> {
-        Ok(())
+        n
     }
 }

@@ -22,6 +22,7 @@ mod nats;
 mod ours;
 mod pool;
 mod runner;
+mod source;
 #[cfg(any(feature = "kafka", feature = "nats"))]
 mod stopwatch;
 mod work;

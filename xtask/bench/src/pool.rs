@@ -9,13 +9,14 @@ use ahash::RandomState;
 use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use ebus_core::{
-    BatchOutcome, Delivery, Error, Failures, Group, Handler, Inbound, Key, Lease, LedgerLimits, Message,
-    Outcome, Owned, Ownership, PartitionId, Position, Settlement, Source, SourceEvent, Token, Topic,
+    BatchOutcome, Delivery, Failures, Group, Handler, Key, LedgerLimits, Message, Outcome, Source,
+    SourceEvent, Topic,
 };
 use ebus_pool::{Batch, Handlers, Pool, PoolConfig};
 use tokio::sync::oneshot;
 
 use crate::runner::Benchmark;
+use crate::source::{HandsOut, Kept};
 use crate::work::{KEYS, PARTITIONS, messages};
 
 pub(crate) const MESSAGES: usize = 8_000_000;
@@ -173,89 +174,34 @@ impl Benchmark for Batched {
 
 /// Hands out messages made beforehand, as fast as they are taken.
 struct Ready {
-    ownership: Ownership,
-    owned: Vec<Owned>,
-    next: Vec<u64>,
     messages: &'static [Message],
     left: usize,
-    unsettled: usize,
     out: Option<oneshot::Sender<()>>,
-    done: Option<oneshot::Sender<()>>,
 }
 
-#[async_trait]
-impl Source for Ready {
-    async fn recv(&mut self, room: usize, out: &mut Vec<SourceEvent>) -> Result<usize, Error> {
-        if self.owned.is_empty() {
-            let mut assigned = Vec::new();
-            for partition in 0..PARTITIONS {
-                let id = PartitionId::new(Topic::new("bench")?, partition);
-                let one =
-                    self.ownership.assign(id, ebus_core::Epoch(1), &Position::default(), Lease::unlimited());
-                self.owned.push(one.owned);
-                self.next.push(0);
-                assigned.push(one);
-            }
-            out.push(SourceEvent::Assigned { owned: assigned });
-            return Ok(1);
-        }
+impl HandsOut for Ready {
+    async fn hand_out(&mut self, room: usize, kept: &mut Kept, out: &mut Vec<SourceEvent>) -> usize {
         let n = room.min(self.left);
         if n == 0 {
             return std::future::pending().await;
         }
         for i in 0..n {
-            let partition = (self.left - i) % PARTITIONS as usize;
-            let offset = self.next[partition];
-            self.next[partition] += 1;
-            let Ok(Some(token)) = self.ownership.track(self.owned[partition], offset) else {
-                unreachable!("ascending")
-            };
             let message = self.messages[(self.left - i) % KEYS].clone();
-            out.push(SourceEvent::Message(Inbound { token, message }));
+            kept.give((self.left - i) % PARTITIONS as usize, message, out);
         }
         self.left -= n;
         if self.left == 0 {
             self.out.take().map(|out| out.send(()));
         }
-        Ok(n)
-    }
-
-    fn settle(&mut self, batch: &mut Vec<(Token, Settlement)>) {
-        self.unsettled -= self.ownership.settle(batch).finished;
-        if self.unsettled == 0 {
-            self.done.take().map(|done| done.send(()));
-        }
-    }
-
-    fn release(&mut self, _owned: &[Owned]) {}
-    fn pause(&mut self, _owned: &[Owned]) {}
-    fn resume(&mut self, _owned: &[Owned]) {}
-    fn commit_now(&mut self, _owned: &[Owned]) {}
-    fn subscribe(&mut self, _topics: &[Topic]) {}
-
-    fn stale(&self) -> u64 {
-        self.ownership.stale()
-    }
-
-    async fn close(self: Box<Self>, _within: Duration) -> Result<(), Error> {
-        Ok(())
+        n
     }
 }
 
 /// A source of `n` messages, and what is told when the last one is handed out, and when it is settled.
 pub(crate) fn source(n: usize) -> (impl Source, oneshot::Receiver<()>, oneshot::Receiver<()>) {
     let (out, all_out) = oneshot::channel();
-    let (done, all_done) = oneshot::channel();
-    let source = Ready {
-        ownership: Ownership::new(LedgerLimits::default().with_max_span(1 << 20)),
-        owned: Vec::new(),
-        next: Vec::new(),
-        messages: messages(),
-        left: n,
-        unsettled: n,
-        out: Some(out),
-        done: Some(done),
-    };
+    let ready = Ready { messages: messages(), left: n, out: Some(out) };
+    let (source, all_done) = crate::source::source(n, LedgerLimits::default().with_max_span(1 << 20), ready);
     (source, all_out, all_done)
 }
 
