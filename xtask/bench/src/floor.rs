@@ -1,7 +1,9 @@
-//! What no pool can be faster than: the source of the pool's benchmarks with nothing behind it but a second task that drops.
+//! What no pool can be faster than, beside the same baselines as the pool.
 //!
-//! No routing, no lanes, no handler, no bounds: what it costs to make messages, to have another core look at them, and to
-//! settle them. Its ratio is the highest that [`PoolAlone`](crate::pool::PoolAlone) can reach beside the same baseline.
+//! - [`Floor`]: its source with nothing behind it but a second task that drops. No routing, no lanes, no handler, no bounds: what it
+//!   costs to make messages, to have another core look at them, and to settle them.
+//! - [`Timers`]: as many tasks as runs, which sleep as the handler does. No messages at all: what tokio's timers, which end in whole
+//!   milliseconds, leave of the time.
 
 use std::time::Instant;
 
@@ -9,8 +11,9 @@ use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use ebus_core::{Inbound, Settlement, Source, SourceEvent, Token};
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::task::JoinSet;
 
-use crate::pool::{MESSAGES, QUEUES, baseline, source};
+use crate::pool::{MESSAGES, QUEUES, Waiting, baseline, source};
 use crate::runner::Benchmark;
 
 /// Messages of one read, and of one list between the two tasks: as in the pool.
@@ -21,6 +24,54 @@ const MOST_LISTS: usize = 65_536 / LIST;
 
 /// The source, and a task that drops.
 pub(crate) struct Floor;
+
+/// As many tasks as runs of `pool-1024`, which sleep.
+pub(crate) struct Timers;
+
+/// Tasks, and how often each of them sleeps: as many sleeps together as [`Waiting`] has messages.
+const TASKS: usize = 1_024;
+const SLEEPS: usize = 1_000;
+
+#[async_trait]
+impl Benchmark for Timers {
+    fn name(&self) -> &'static str {
+        "pool-1024-floor"
+    }
+
+    fn messages(&self) -> usize {
+        TASKS * SLEEPS
+    }
+
+    fn work(&self) -> String {
+        format!("{} sleeps of {:?}", self.messages(), Waiting::WAIT)
+    }
+
+    fn ours_is(&self) -> String {
+        format!("no pool, no messages: {TASKS} tasks, each sleeps {SLEEPS} times")
+    }
+
+    fn baseline_is(&self) -> String {
+        Waiting::pool_1024().baseline_is()
+    }
+
+    async fn ours(&mut self) -> Result<f64> {
+        let begun = Instant::now();
+        let mut tasks = JoinSet::new();
+        for _ in 0..TASKS {
+            tasks.spawn(async {
+                for _ in 0..SLEEPS {
+                    tokio::time::sleep(Waiting::WAIT).await;
+                }
+            });
+        }
+        tasks.join_all().await;
+        Ok(self.messages() as f64 / begun.elapsed().as_secs_f64())
+    }
+
+    async fn baseline(&mut self) -> Result<f64> {
+        Waiting::pool_1024().baseline().await
+    }
+}
 
 #[async_trait]
 impl Benchmark for Floor {

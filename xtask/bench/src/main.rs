@@ -81,8 +81,9 @@ fn all() -> Vec<Measured> {
         Measured::rate(floor::Floor),
         Measured::rate(pool::Batched),
         Measured::rate(pool::Waiting::all_keys()),
-        Measured::rate(pool::Waiting::bounded("pool-256", 256, 200_000)),
-        Measured::rate(pool::Waiting::bounded("pool-1024", 1_024, 1_000_000)),
+        Measured::rate(pool::Waiting::pool_256()),
+        Measured::rate(pool::Waiting::pool_1024()),
+        Measured::rate(floor::Timers),
         Measured::Latency(Box::new(hot::HotKey)),
         Measured::rate(memory::EndToEnd),
         #[cfg(feature = "kafka")]
@@ -176,6 +177,7 @@ mod tests {
             "pool-1ms",
             "pool-256",
             "pool-1024",
+            "pool-1024-floor",
             "pool-hot",
             "memory"
         ]));

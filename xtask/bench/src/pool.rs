@@ -57,10 +57,20 @@ impl Waiting {
         }
     }
 
+    /// How long the handlers of [`bounded`](Self::bounded) wait.
+    pub(crate) const WAIT: Duration = Duration::from_millis(2);
+
+    pub(crate) fn pool_256() -> Self {
+        Self::bounded("pool-256", 256, 200_000)
+    }
+
+    pub(crate) fn pool_1024() -> Self {
+        Self::bounded("pool-1024", 1_024, 1_000_000)
+    }
+
     /// As many workers as runs.
-    pub(crate) fn bounded(name: &'static str, in_flight: usize, messages: usize) -> Self {
-        let wait = Duration::from_millis(2);
-        Self { name, messages, wait, in_flight, workers: in_flight, baseline_messages: messages }
+    fn bounded(name: &'static str, in_flight: usize, messages: usize) -> Self {
+        Self { name, messages, wait: Self::WAIT, in_flight, workers: in_flight, baseline_messages: messages }
     }
 }
 
