@@ -5,7 +5,7 @@
 //! duplicates and never a loss.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ebus_core::{
     Committed, Epoch, Error, ErrorKind, Group, LogMark, NextOffset, PartitionId, PartitionInfo, Position,
@@ -14,6 +14,9 @@ use ebus_core::{
 
 use crate::sys::committed::{GroupOffset, NewOffset};
 use crate::topics::{Control, not_found};
+
+/// How long to wait before a join that found no coordinator asks again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Where one partition is taken over.
 #[derive(Debug)]
@@ -221,7 +224,28 @@ fn begin_at(
 ///
 /// The ends are read before the offsets: whoever commits a start after that commits one that is not below what is written
 /// here, so that of two members that begin at once neither takes a message from the other.
+///
+/// A cluster that has just started, or that lost a broker, has no coordinator for the group for a moment: all of it is done again
+/// then, the ends included.
 pub(crate) fn commit_start(
+    control: &Control,
+    group: &Group,
+    topic: &Topic,
+    start: StartPosition,
+) -> Result<bool, Error> {
+    let end = Instant::now() + control.timeout();
+    loop {
+        match try_commit_start(control, group, topic, start) {
+            Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() + AGAIN < end => {
+                tracing::debug!(%group, %topic, error = %error.chain(), "not ready to join; trying again");
+                std::thread::sleep(AGAIN);
+            }
+            done => return done,
+        }
+    }
+}
+
+fn try_commit_start(
     control: &Control,
     group: &Group,
     topic: &Topic,

@@ -237,7 +237,10 @@ impl KafkaSource {
                 std::pin::pin!(control.run("join", move |control| are_known(control, &group, &asked)));
             let known = loop {
                 tokio::select! {
-                    known = &mut known => break known?,
+                    known = &mut known => match known {
+                        Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => break false,
+                        known => break known?,
+                    },
                     received = self.recv(0, &mut events) => { received?; }
                 }
             };
