@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -143,4 +144,103 @@ impl ebus_core::Source for Ticking {
     async fn close(self: Box<Self>, within: Duration) -> Result<(), Error> {
         self.source.close(within).await
     }
+}
+
+/// A handler that blocks its thread until it is told to go on, run by run.
+fn blocking(log: &Log) -> (impl ebus_core::Handler + use<>, Sender<()>) {
+    let (go, told) = channel();
+    let (seen, told) = (log.clone(), Arc::new(Mutex::new(told)));
+    let blocks = handler(move |delivery: Delivery| {
+        let entry = seen.run(&delivery);
+        let _ = told.lock().expect("no run panics with it").recv();
+        entry.end();
+        std::future::ready(Outcome::Ack)
+    });
+    (blocks, go)
+}
+
+/// Nothing can cancel it. What it has done is the next owner's to find out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p3_a_run_that_ends_after_its_partition_was_lost_is_not_settled() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let (blocks, go) = blocking(&log);
+    let handlers = Handlers::new().on(topic(), blocks);
+    let pool = Pool::start_with(source, config().with_shards(1), handlers).expect("valid");
+    let lost = script.assign(0);
+    script.deliver(lost, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    script.lose(lost);
+    let next = script.assign(1);
+    pool.pause_all().expect("open");
+    let paused = [Said::Paused { partition: next.slot.0 }];
+    until("the driver has heard of the loss", || script.said().ends_with(&paused)).await;
+    go.send(()).expect("it waits");
+    let _ = pool.drain(10 * S).await;
+    assert_eq!((log.entries().len(), log.cancelled()), (2, 0), "it ran to its end");
+    assert_eq!(script.finished(), [], "somebody else owns it");
+}
+
+/// A token is stale that somebody settles too late; this is nobody's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_what_a_shard_drops_unread_after_a_hand_over_is_no_stale_token() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let (go, told) = channel::<()>();
+    let (seen, told) = (log.clone(), Arc::new(Mutex::new(told)));
+    let some_block = handler(move |delivery: Delivery| {
+        let entry = seen.run(&delivery);
+        let waits = delivery.key().is_some_and(|key| *key == "waits".into());
+        if !waits {
+            let _ = told.lock().expect("no run panics with it").recv();
+        }
+        async move {
+            if waits {
+                tokio::time::sleep(S).await;
+            }
+            entry.end();
+            Outcome::Ack
+        }
+    });
+    let (backlog, other) = (script.assign(0), script.assign(1));
+    script.deliver(other, Some("waits"));
+    for i in 0..1_000 {
+        script.deliver(backlog, Some(&format!("k{i}")));
+    }
+    let handlers = Handlers::new().on(topic(), some_block);
+    let pool = Pool::start_with(source, config().with_shards(1), handlers).expect("valid");
+    until("one blocks, with the others behind it", || log.starts().len() == 2).await;
+    script.revoke(backlog, 60 * S);
+    script.revoke(other, 60 * S);
+    let last = script.assign(2);
+    pool.pause_all().expect("open");
+    let paused = [Said::Paused { partition: last.slot.0 }];
+    until("the driver has heard of both ends", || script.said().ends_with(&paused)).await;
+    drop(go);
+    // The other one ends while the driver hears what was dropped.
+    while pool.state().await.held_messages > 0 {
+        tokio::time::sleep(MS).await;
+    }
+    assert_eq!((log.starts().len(), pool.counters().stale, script.ownership().stale()), (2, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn p8_a_shard_is_said_to_be_blocked_when_it_is_and_not_when_it_is_busy() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let (blocks, go) = blocking(&log);
+    let handlers = Handlers::new().on(topic(), blocks);
+    let pool = Pool::start_with(source, config().with_shards(1), handlers).expect("valid");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    let (state, ()) = tokio::join!(pool.state(), async {
+        tokio::time::sleep(20 * MS).await;
+        go.send(()).expect("it waits");
+    });
+    assert_eq!(state.blocked_shards, 0, "{state:?}");
+    script.deliver(owned, Some("b"));
+    until("it runs", || log.starts() == [0, 1]).await;
+    assert_eq!(pool.state().await.blocked_shards, 1);
+    drop(go);
 }

@@ -329,3 +329,39 @@ async fn p8_a_batch_that_could_never_fill_is_refused() {
         );
     }
 }
+
+/// What is left out of a batch says nothing of the others in it.
+#[tokio::test(start_paused = true)]
+async fn p4_what_a_hand_over_leaves_of_a_batch_waits_for_nothing_if_one_waits_for_it() {
+    for one_waits in [true, false] {
+        let (mut script, source) = script();
+        let seen = Seen::new();
+        let noted = seen.clone();
+        let handler = in_batches(move |batch: Vec<Delivery>| {
+            noted.note(&batch);
+            async move {
+                tokio::time::sleep(if batch[0].offset() == 0 { 10_000 * MS } else { MS }).await;
+                DONE
+            }
+        });
+        let batch = Batch::of(100).max_age(Duration::from_secs(3600)).distinct_keys();
+        let handlers = Handlers::new().batch(topic(), batch, handler);
+        let _pool = Pool::start_with(source, one_shard().with_max_in_flight(1), handlers).expect("valid");
+        let (stays, goes) = (script.assign(0), script.assign(1));
+        for key in ["first", "first"] {
+            script.deliver(stays, Some(key));
+        }
+        until("the only slot is taken", || seen.given().len() == 1).await;
+        script.deliver(goes, Some("x"));
+        script.deliver(stays, Some("a"));
+        if one_waits {
+            script.deliver(stays, Some("a"));
+        }
+        tokio::time::sleep(1_000 * MS).await;
+        script.revoke(goes, 1_000 * MS);
+        until("released", || script.released()).await;
+        tokio::time::sleep(20_000 * MS).await;
+        let expected = if one_waits { vec![vec![0], vec![2, 1]] } else { vec![vec![0]] };
+        assert_eq!(seen.offsets(), expected, "one waits: {one_waits}");
+    }
+}

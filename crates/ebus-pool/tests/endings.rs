@@ -200,3 +200,23 @@ async fn p3_a_source_that_panics_is_dropped_after_the_last_run() {
     script.gone().await;
     assert_eq!(open.load(SeqCst), 0, "runs that were open when the source was dropped");
 }
+
+/// It was kept for an ownership that never begins, and its place in the budget with it.
+#[tokio::test(start_paused = true)]
+async fn p5_what_arrives_of_a_partition_that_is_revoked_before_it_began_holds_no_place() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, 10 * S);
+    let first = script.assign(0);
+    script.deliver(first, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    script.revoke(first, 60 * S);
+    let second = script.assign(0);
+    script.revoke(second, 60 * S);
+    script.rewind(second, 0);
+    script.deliver(second, Some("a"));
+    until("it is dropped at once", || script.dropped() == [0]).await;
+    assert_eq!(log.cancelled(), 0, "the run of the former epoch goes on");
+    until("released", || script.released()).await;
+    assert_eq!((pool.state().await.held_messages, log.starts()), (0, vec![0]));
+}

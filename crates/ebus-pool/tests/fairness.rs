@@ -149,3 +149,33 @@ async fn p4_a_permit_that_a_shard_waited_for_is_given_back_when_its_work_is_gone
         }
     }
 }
+
+/// The other one is quick, and needs what this one holds.
+#[tokio::test(start_paused = true)]
+async fn p4_a_partition_that_holds_more_than_its_share_is_not_read_until_it_holds_less() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config().with_budget_messages(1_024)).expect("valid");
+    let stuck = Arc::new(tokio::sync::Semaphore::new(0));
+    let ends = stuck.clone();
+    pool.subscribe(
+        topic(),
+        handler(move |_| {
+            let ends = ends.clone();
+            async move {
+                let _ = ends.acquire().await;
+                Outcome::Ack
+            }
+        }),
+    )
+    .expect("open");
+    let hot = script.assign(0);
+    script.assign(1);
+    for _ in 0..600 {
+        script.deliver(hot, Some("hot"));
+    }
+    until("it is not read", || script.said() == [Said::Paused { partition: 0 }]).await;
+    stuck.add_permits(1);
+    until("it is read", || script.said().contains(&Said::Resumed { partition: 0 })).await;
+    let state = pool.state().await;
+    assert!(!state.partitions.iter().any(|partition| partition.paused), "{state:?}");
+}

@@ -208,7 +208,8 @@ async fn p8_a_message_whose_handler_is_not_ready_for_an_hour_is_visible_as_stuck
     let owned = script.assign(0);
     script.deliver(owned, Some("a"));
     tokio::time::sleep(3600 * S).await;
-    assert_eq!(pool.state().await.stuck.len(), 1, "{:?}", pool.state().await);
+    let state = pool.state().await;
+    assert_eq!((state.stuck.len(), state.lanes), (1, 1), "{state:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,4 +237,66 @@ async fn p8_a_paused_topic_is_not_read_again_because_it_is_unsubscribed() {
     script.send(SourceEvent::Trouble(Error::new(ErrorKind::Unavailable, "any event")));
     tokio::time::sleep(S).await;
     assert_eq!(script.said(), [Said::Paused { partition: 0 }]);
+}
+
+/// The handler is another one, the topic is the same: asked for twice, a source might own it twice.
+#[tokio::test(start_paused = true)]
+async fn p8_a_topic_that_gets_another_handler_is_asked_for_once() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config()).expect("valid");
+    pool.subscribe(topic(), handler(|_| async { reject() })).expect("open");
+    pool.subscribe(topic(), handler(|_| async { Outcome::Ack })).expect("open");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("the second one handles it", || script.finished() == [0]).await;
+    assert_eq!(script.subscribed(), [topic()]);
+}
+
+/// Told by a drain that it ends, and by this that a topic does: a source would begin another hand-over of what is ending.
+#[tokio::test(start_paused = true)]
+async fn g01_a_topic_that_is_unsubscribed_during_a_drain_ends_by_the_drain() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, 5 * S);
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it runs", || log.starts() == [0]).await;
+    let (report, ()) = tokio::join!(pool.drain(60 * S), async {
+        tokio::time::sleep(S).await;
+        pool.unsubscribe(&topic()).expect("open");
+    });
+    assert_eq!(script.subscribed(), [topic()]);
+    assert_eq!((report.finished, report.committed.is_ok()), (1, true), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn g01_a_drain_reports_what_it_finished_and_nothing_before_it() {
+    let (mut script, source) = script();
+    let publisher = Publisher::new(tower::service_fn(|publish: Publish| async move {
+        Ok::<_, Error>(Receipt::new(publish.topic, 0, 0))
+    }));
+    let pool = Pool::start(source, config().with_dead_letter(Topic::new("dlq").expect("legal"), publisher))
+        .expect("valid");
+    pool.subscribe(
+        topic(),
+        handler(|delivery| async move {
+            if delivery.offset() >= 2 {
+                tokio::time::sleep(S).await;
+            }
+            if delivery.offset() == 4 { reject() } else { Outcome::Ack }
+        }),
+    )
+    .expect("open");
+    let owned = script.assign(0);
+    for key in ["a", "b", "c", "d", "e"] {
+        script.deliver(owned, Some(key));
+    }
+    until("two are done, and the others run", || script.finished().len() == 2).await;
+    let report = pool.drain(60 * S).await;
+    assert_eq!(
+        (report.finished, report.left.len()),
+        (3, 0),
+        "two by their handler, one by its dead letter: {report:?}"
+    );
+    assert_eq!(script.finished().len(), 5);
 }

@@ -146,3 +146,23 @@ proptest! {
         prop_assert_eq!(Request::decode(&request.encode()), Some(request));
     }
 }
+
+/// Each that is forgotten may run again.
+#[test]
+fn p6_of_what_is_done_the_oldest_is_forgotten_and_no_more_than_must() {
+    let mut set = ParkedSet::default();
+    for (since, name) in (0..).zip(["e", "d", "c", "b", "a"]) {
+        let since = Timestamp::from_millis(since);
+        let mut parked = ParkedKey::new(name.into(), home(), (7, Epoch(3)), dead(), 9, since, "boom");
+        parked.finish(8);
+        set.put(parked);
+    }
+    let one = ParkedSet::cost(&"a".into(), &dead().topic);
+    let left = |set: &ParkedSet| set.iter().map(|one| one.key.to_string()).collect::<String>();
+    set.forget_done(5, FRAME_BYTES + 3 * one);
+    assert_eq!(left(&set), "abc");
+    set.forget_done(2, usize::MAX);
+    assert_eq!(left(&set), "ab");
+    set.forget_done(2, FRAME_BYTES + 2 * one);
+    assert_eq!(left(&set), "ab");
+}

@@ -31,6 +31,8 @@ pub struct State {
     pub kept: usize,
     /// Reading letters fails.
     pub read_fails: bool,
+    /// From where letters were read.
+    pub reads: Vec<u64>,
     pub max_bytes: Option<usize>,
     /// Where the partition ends that is consumed.
     pub source_end: u64,
@@ -49,6 +51,7 @@ impl Default for State {
             publish_fails: false,
             kept: 0,
             read_fails: false,
+            reads: Vec::new(),
             max_bytes: None,
             source_end: 1 << 40,
             ids: None,
@@ -216,7 +219,8 @@ impl Backend for Letters {
     }
 
     async fn read(&self, range: ReadRange) -> Result<Box<dyn Reader>, Error> {
-        let state = self.state();
+        let mut state = self.state();
+        state.reads.push(range.from);
         let letters: BTreeMap<u64, Message> = (0..).zip(state.letters.iter().cloned()).collect();
         Ok(Box::new(Stored(
             letters.range(range.from..range.to.0).map(|(at, letter)| (*at, letter.clone())).collect(),

@@ -1,0 +1,98 @@
+//! A redrive finds the letters of its key, all of them and from the first, or says that it did not (G1, G2).
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use common::letters::Letters;
+use common::*;
+use ebus_core::{Outcome, Owned};
+use ebus_pool::{ParkedKey, Pool, dead_letter};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Keys `b` and `a` are parked, with letters in the places 0 and 1, and 2, 3 and 4; from now on all is handled.
+async fn parked() -> (Script, Letters, Log, Pool, Owned) {
+    let (mut script, source) = script();
+    let (letters, log, heals) = (Letters::default(), Log::default(), Arc::new(AtomicBool::new(false)));
+    let pool = Pool::start(source, letters.config(10)).expect("valid");
+    let (seen, healed) = (log.clone(), heals.clone());
+    let failing = handler(move |delivery| {
+        seen.run(&delivery).end();
+        std::future::ready(if healed.load(SeqCst) { Outcome::Ack } else { reject() })
+    });
+    pool.subscribe(topic(), failing).expect("open");
+    let owned = script.assign(0);
+    for (count, key) in (1..).zip(["b", "b", "a", "a", "a"]) {
+        script.deliver(owned, Some(key));
+        until("it has its letter", || script.finished().len() == count).await;
+    }
+    heals.store(true, SeqCst);
+    (script, letters, log, pool, owned)
+}
+
+/// Asks for `a`, and waits until that is answered; what the list says of it then.
+async fn redriven(letters: &Letters) -> Option<ParkedKey> {
+    letters.redrive("a").await.expect("it is parked");
+    until("it is answered", || letters.state().requests.is_empty()).await;
+    // The lane goes on after the answer.
+    tokio::time::sleep(MS).await;
+    letters.parked().await.into_iter().find(|parked| parked.key == "a".into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn p5_a_redrive_reads_no_letters_before_those_of_its_key() {
+    let (_script, letters, log, _pool, _) = parked().await;
+    assert_eq!(redriven(&letters).await, None);
+    assert_eq!(log.starts()[2..], [2, 3, 4]);
+    assert!(letters.state().reads.iter().all(|from| *from >= 2), "{:?}", letters.state().reads);
+}
+
+/// Where its first letter stood stands its last one: what is in front of that must not be taken for done.
+#[tokio::test(start_paused = true)]
+async fn p1_letters_that_moved_to_the_front_run_from_the_first_one() {
+    let (_script, letters, log, _pool, _) = parked().await;
+    letters.state().letters.drain(..2);
+    assert_eq!(redriven(&letters).await, None);
+    assert_eq!(log.starts()[2..], [2, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p1_the_last_letter_of_a_key_that_is_missing_stops_its_redrive() {
+    let (mut script, letters, log, _pool, owned) = parked().await;
+    letters.state().letters.pop();
+    let stays = redriven(&letters).await.expect("one of its messages did not run");
+    assert!(stays.stopped && stays.error.contains("missing"), "{stays:?}");
+    script.deliver(owned, Some("a"));
+    until("it follows", || script.finished().len() == 6).await;
+    assert_eq!(log.starts()[2..], [2, 3], "what arrives is parked behind what is missing");
+}
+
+/// One dead-letter topic may be that of many topics, partitions and groups.
+#[tokio::test(start_paused = true)]
+async fn p1_letters_of_others_in_the_same_topic_are_left_alone() {
+    let (_script, letters, log, _pool, _) = parked().await;
+    {
+        let mut state = letters.state();
+        for (header, other) in [
+            (dead_letter::GROUP, "others"),
+            (dead_letter::TOPIC, "users"),
+            (dead_letter::PARTITION, "7"),
+            (dead_letter::OFFSET, "999"),
+        ] {
+            let mut letter = state.letters[3].clone();
+            letter.headers.remove(dead_letter::OFFSET);
+            letter.headers.append(dead_letter::OFFSET, "999");
+            letter.headers.remove(header);
+            letter.headers.append(header, other);
+            if header == dead_letter::OFFSET {
+                letter.key = Some("b".into());
+            }
+            state.letters.push(letter);
+        }
+    }
+    assert_eq!(redriven(&letters).await, None);
+    assert_eq!(log.starts()[2..], [2, 3, 4]);
+}
