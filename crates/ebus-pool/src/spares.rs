@@ -74,14 +74,20 @@ impl<T: List> Spares<T> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn p5_a_few_lists_are_kept_and_none_that_is_large() {
-        let mut spares = Spares::<Vec<Job>>::new(2, 8);
-        assert_eq!(spares.take(3).capacity(), 3, "there is none");
+    fn keeps_a_few<T: List>() {
+        let mut spares = Spares::<T>::new(2, 8);
+        assert_eq!(spares.take(3).room(), 3, "there is none");
         for room in [8, 0, 9, 7, 5] {
-            spares.keep(Vec::with_capacity(room));
+            spares.keep(T::with_room(room));
         }
-        let kept = [1, 1, 1].map(|likely| spares.take(likely).capacity());
+        let kept = [1, 1, 1].map(|likely| spares.take(likely).room());
         assert_eq!(kept, [7, 8, 1]);
+    }
+
+    #[test]
+    fn p5_a_few_lists_of_each_kind_are_kept_and_none_that_is_large() {
+        keeps_a_few::<Vec<Job>>();
+        keeps_a_few::<VecDeque<Job>>();
+        keeps_a_few::<Outcomes>();
     }
 }

@@ -380,3 +380,41 @@ async fn p1_no_run_begins_once_the_time_for_retries_is_over() {
     finished(&pool, &script, &[0]).await;
     assert_eq!(log.starts(), [0], "a run began 30 s after the first failure");
 }
+
+/// What a run holds that must not be dropped.
+struct Guard;
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        panic!("dropped with its transaction open");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p9_a_run_that_panics_when_it_is_cancelled_is_not_the_end_of_the_pool() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config().with_shards(1)).expect("valid");
+    let begun = Arc::new(AtomicBool::new(false));
+    let begins = begun.clone();
+    pool.subscribe(
+        topic(),
+        handler(move |delivery| {
+            let open = delivery.key().is_some_and(|key| *key == "a".into()).then(|| Guard);
+            begins.store(true, SeqCst);
+            async move {
+                if open.is_some() {
+                    std::future::pending::<()>().await;
+                }
+                Outcome::Ack
+            }
+        }),
+    )
+    .expect("open");
+    let lost = script.assign(0);
+    script.deliver(lost, Some("a"));
+    until("it runs", || begun.load(SeqCst)).await;
+    script.lose(lost);
+    let next = script.assign(1);
+    let later = [script.deliver(next, Some("b")), script.deliver(next, Some("b"))];
+    finished(&pool, &script, &later).await;
+}

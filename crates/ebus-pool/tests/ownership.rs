@@ -321,6 +321,7 @@ async fn i06_more_shards_than_anybody_has_cores_are_refused_at_start() {
     let error = Pool::start(source, config().with_shards(usize::MAX)).expect_err("too many");
     assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
     assert!(error.to_string().contains("at most 1024"), "{error}");
+    assert!(config().with_shards(1_024).validate().is_ok());
 }
 
 #[tokio::test(start_paused = true)]

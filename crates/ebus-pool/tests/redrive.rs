@@ -13,7 +13,7 @@ use ebus_pool::{ParkedKey, Pool, dead_letter};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Keys `b` and `a` are parked, with letters in the places 0 and 1, and 2, 3 and 4; from now on all is handled.
+/// Keys `b` and `a` are parked, with letters in the places 0 and 1, and 2, 3 and 4; from now on all is handled, `b` in an hour.
 async fn parked() -> (Script, Letters, Log, Pool, Owned) {
     let (mut script, source) = script();
     let (letters, log, heals) = (Letters::default(), Log::default(), Arc::new(AtomicBool::new(false)));
@@ -21,7 +21,14 @@ async fn parked() -> (Script, Letters, Log, Pool, Owned) {
     let (seen, healed) = (log.clone(), heals.clone());
     let failing = handler(move |delivery| {
         seen.run(&delivery).end();
-        std::future::ready(if healed.load(SeqCst) { Outcome::Ack } else { reject() })
+        let (healed, hour) = (healed.load(SeqCst), Duration::from_secs(3_600));
+        async move {
+            if !healed {
+                return reject();
+            }
+            tokio::time::sleep(if delivery.offset() < 2 { hour } else { MS }).await;
+            Outcome::Ack
+        }
     });
     pool.subscribe(topic(), failing).expect("open");
     let owned = script.assign(0);
@@ -95,4 +102,32 @@ async fn p1_letters_of_others_in_the_same_topic_are_left_alone() {
     }
     assert_eq!(redriven(&letters).await, None);
     assert_eq!(log.starts()[2..], [2, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p4_a_redrive_that_takes_its_time_holds_up_no_other() {
+    let (_script, letters, log, _pool, _) = parked().await;
+    letters.redrive("b").await.expect("it is parked");
+    until("it runs", || log.starts().len() == 3).await;
+    let begun = tokio::time::Instant::now();
+    letters.redrive("a").await.expect("it is parked");
+    until("a is through", || log.starts()[2..] == [0, 2, 3, 4]).await;
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+/// Else it is stored when the key is free, and nothing ever runs it.
+#[tokio::test(start_paused = true)]
+async fn p1_a_redrive_waits_for_the_letter_that_is_on_its_way() {
+    let (mut script, letters, log, pool, owned) = parked().await;
+    letters.state().publish_fails = true;
+    script.deliver(owned, Some("a"));
+    while pool.state().await.dead_letter_error.is_none() {
+        tokio::time::sleep(MS).await;
+    }
+    letters.redrive("a").await.expect("it is parked");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(log.starts().len(), 2, "its last letter is not there yet");
+    letters.state().publish_fails = false;
+    until("it is answered", || letters.state().requests.is_empty()).await;
+    assert_eq!(log.starts()[2..], [2, 3, 4, 5]);
 }

@@ -13,7 +13,7 @@ use ebus_core::{
     Delivery, Epoch, Error, ErrorKind, Lease, Outcome, PartitionId, Position, Publish, Publisher, Receipt,
     SourceEvent, Topic,
 };
-use ebus_pool::Pool;
+use ebus_pool::{Handlers, Pool};
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
@@ -299,4 +299,32 @@ async fn g01_a_drain_reports_what_it_finished_and_nothing_before_it() {
         "two by their handler, one by its dead letter: {report:?}"
     );
     assert_eq!(script.finished().len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p8_what_runs_for_a_moment_is_not_stuck_and_what_runs_for_long_is() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let pool = slow_pool(source, &log, 60 * S);
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    tokio::time::sleep(9 * S).await;
+    assert_eq!(pool.state().await.stuck.len(), 0);
+    tokio::time::sleep(2 * S).await;
+    assert_eq!(pool.state().await.stuck.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_handler_of_a_topic_replaces_the_one_before_it_and_no_other() {
+    let (mut script, source) = script();
+    let other = Topic::new("users").expect("legal");
+    let handlers = Handlers::new()
+        .on(topic(), handler(|_| async { retry(S) }))
+        .on(other.clone(), handler(|_| async { Outcome::Ack }))
+        .on(topic(), handler(|_| async { Outcome::Ack }));
+    let _pool = Pool::start_with(source, config(), handlers).expect("valid");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("the later one handles it", || script.finished() == [0]).await;
+    assert_eq!(script.subscribed(), [other, topic()]);
 }
