@@ -346,7 +346,9 @@ mod tests {
         assert_eq!(problems(RetryPolicy::exponential().first(5 * MS).cap(MS)), 1);
         assert_eq!(problems(RetryPolicy::exponential().cap(MS).first(5 * MS)), 1);
         assert_eq!(problems(RetryPolicy::exponential().first(DEFAULT_CAP * 2)), 0);
-        assert_eq!(RetryPolicy::exponential().first(DEFAULT_CAP * 2).delays().next(), Some(DEFAULT_CAP * 2));
+        for first in [DEFAULT_CAP * 2, Duration::from_secs(200 * 86_400)] {
+            assert_eq!(RetryPolicy::exponential().first(first).delays().next(), Some(first));
+        }
     }
 
     #[test]

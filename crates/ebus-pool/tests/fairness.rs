@@ -179,3 +179,17 @@ async fn p4_a_partition_that_holds_more_than_its_share_is_not_read_until_it_hold
     let state = pool.state().await;
     assert!(!state.partitions.iter().any(|partition| partition.paused), "{state:?}");
 }
+
+/// Nothing wakes it: who waits for its slot would wait for its next message.
+#[tokio::test(start_paused = true)]
+async fn p4_a_shard_that_rests_holds_no_slot() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config().with_max_in_flight(1)).expect("valid");
+    pool.subscribe(topic(), handler(|_| async { Outcome::Ack })).expect("open");
+    let owned = script.assign(0);
+    for count in 1..=16 {
+        // Of 16 keys, both shards have some.
+        script.deliver(owned, Some(&format!("k{count}")));
+        until("it is done", || script.finished().len() == count).await;
+    }
+}

@@ -328,3 +328,40 @@ async fn a_later_handler_of_a_topic_replaces_the_one_before_it_and_no_other() {
     until("the later one handles it", || script.finished() == [0]).await;
     assert_eq!(script.subscribed(), [other, topic()]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn p8_a_pool_that_has_ended_by_itself_says_why_and_what_it_did() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config()).expect("valid");
+    pool.subscribe(topic(), handler(|_| async { Outcome::Ack })).expect("open");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    until("it is done", || script.finished() == [0]).await;
+    // The source has no more events.
+    drop(script);
+    let _ = pool.ended().await;
+    let state = pool.state().await;
+    assert_eq!((state.counters.handled, state.ended.map(|error| error.kind())), (1, Some(ErrorKind::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_a_week_runs_after_a_week() {
+    let (mut script, source) = script();
+    let log = Log::default();
+    let seen = log.clone();
+    let pool = Pool::start(source, config()).expect("valid");
+    pool.subscribe(
+        topic(),
+        handler(move |delivery| {
+            seen.run(&delivery).end();
+            std::future::ready(if delivery.attempt() == 1 { retry(7 * 86_400 * S) } else { Outcome::Ack })
+        }),
+    )
+    .expect("open");
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    tokio::time::sleep((7 * 86_400 - 1) * S).await;
+    assert_eq!(log.starts(), [0]);
+    tokio::time::sleep(2 * S).await;
+    assert_eq!(script.finished(), [0]);
+}
