@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::{
     Assigned, Epoch, Full, Lease, Ledger, LedgerLimits, Owned, PartitionId, Position, Refused, Settlement,
-    Slot, Token, Tracked,
+    Slot, SourceEvent, Token, Tracked,
 };
 
 /// The partitions of one source.
@@ -16,7 +16,17 @@ pub struct Ownership {
     limits: LedgerLimits,
     slots: Vec<SlotState>,
     by_partition: HashMap<PartitionId, Slot>,
+    /// Those whose next message had no room when it was to be read.
+    full: Vec<Held>,
     stale: u64,
+}
+
+/// A message that waits for room in its ledger.
+#[derive(Debug)]
+struct Held {
+    owned: Owned,
+    offset: u64,
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -55,7 +65,7 @@ pub struct Settled {
 impl Ownership {
     /// Owns nothing yet.
     pub fn new(limits: LedgerLimits) -> Self {
-        Self { limits, slots: Vec::new(), by_partition: HashMap::new(), stale: 0 }
+        Self { limits, slots: Vec::new(), by_partition: HashMap::new(), full: Vec::new(), stale: 0 }
     }
 
     /// Takes `partition` over at `position` under `epoch`, or under the next epoch after the last one of this source if
@@ -119,6 +129,41 @@ impl Ownership {
     /// Why the next message of this partition, at `offset`, may not be read now; `None` when it may, or when it is not owned.
     pub fn full(&self, owned: Owned, offset: u64) -> Option<Full> {
         self.current(owned)?.ledger.full(offset)
+    }
+
+    /// The next message of this partition, at `offset`, was there and may not be read now: to be told by
+    /// [`full_changes`](Self::full_changes).
+    pub fn hold(&mut self, owned: Owned, offset: u64) {
+        match self.full.iter_mut().find(|held| held.owned == owned) {
+            Some(held) => held.offset = offset,
+            None => self.full.push(Held { owned, offset, told: false }),
+        }
+    }
+
+    /// What is to be told of partitions whose next message has no room, or has room again: a
+    /// [`Full`](crate::SourceEvent::Full). `None` when nothing changed since the last one. To be asked after what may be read was
+    /// read.
+    pub fn full_changes(&mut self) -> Option<SourceEvent> {
+        if self.full.is_empty() {
+            return None;
+        }
+        let (mut full, mut freed) = (Vec::new(), Vec::new());
+        let mut all = std::mem::take(&mut self.full);
+        all.retain_mut(|held| {
+            let Some(current) = self.current(held.owned) else { return false };
+            let waits = held.offset >= current.ledger.read_to().0;
+            let is_full = waits && !current.ledger.has_room(held.offset);
+            if is_full && !held.told {
+                full.push(held.owned);
+            }
+            if !is_full && held.told {
+                freed.push(held.owned);
+            }
+            held.told = is_full;
+            is_full
+        });
+        self.full = all;
+        (!full.is_empty() || !freed.is_empty()).then_some(SourceEvent::Full { full, freed })
     }
 
     /// Takes up a message that was read: `Some` is the token to hand it on with, `None` that a former owner finished it.
@@ -269,6 +314,41 @@ mod tests {
         assert_eq!(first.slot, second.slot);
         assert!(second.epoch > first.epoch);
         assert!(!ownership.is_current(first));
+    }
+
+    #[test]
+    fn p5_a_full_partition_is_told_once_and_once_more_when_it_has_room() {
+        let mut ownership = Ownership::new(LedgerLimits::default().with_max_span(2));
+        let owned = ownership.assign(partition(), Epoch(1), &Position::default(), Lease::unlimited()).owned;
+        let told = |ownership: &mut Ownership| match ownership.full_changes() {
+            Some(SourceEvent::Full { full, freed }) => Some((full, freed)),
+            other => other.map(|_| panic!("another event")),
+        };
+        let first = take(&mut ownership, owned, 0);
+        let second = take(&mut ownership, owned, 1);
+        assert_eq!(told(&mut ownership), None, "nobody wanted to read on");
+        ownership.hold(owned, 2);
+        assert_eq!(told(&mut ownership), Some((vec![owned], vec![])));
+        ownership.hold(owned, 2);
+        assert_eq!(told(&mut ownership), None, "said before");
+        // One finishes, the next one is read, and there is no room again.
+        ownership.settle(&mut vec![(first, Settlement::Finished)]);
+        let third = take(&mut ownership, owned, 2);
+        ownership.hold(owned, 3);
+        assert_eq!(told(&mut ownership), None, "full as before");
+        ownership.settle(&mut vec![(second, Settlement::Finished)]);
+        let fourth = take(&mut ownership, owned, 3);
+        assert_eq!(told(&mut ownership), Some((vec![], vec![owned])), "nothing more is there");
+        assert_eq!(told(&mut ownership), None);
+        ownership.settle(&mut vec![(third, Settlement::Finished)]);
+        ownership.hold(owned, 4);
+        assert_eq!(told(&mut ownership), None, "it has room");
+        let fifth = take(&mut ownership, owned, 4);
+        ownership.hold(owned, 5);
+        assert_eq!(told(&mut ownership), Some((vec![owned], vec![])));
+        assert!(ownership.end(owned));
+        assert_eq!(told(&mut ownership), None, "what has ended is neither");
+        drop((fourth, fifth));
     }
 
     #[test]

@@ -42,6 +42,14 @@ pub enum SourceEvent {
         /// The ownerships that it was called for.
         owned: Vec<Owned>,
     },
+    /// Of some partitions the next message is there and not read, because what is read and not finished takes up all of their
+    /// ledgers ([`Full`](crate::Full)): what waits for more of these waits in vain. Of others it may be read again.
+    Full {
+        /// Those that are full by now.
+        full: Vec<Owned>,
+        /// Those that were and have room again.
+        freed: Vec<Owned>,
+    },
     /// Something failed that the source goes on trying: for health and the log.
     Trouble(Error),
 }
@@ -78,7 +86,8 @@ pub struct Inbound {
 ///   owner's accepted commit calls finished.
 /// - After `Revoking` and after `Lost` no message of these ownerships comes.
 /// - The partition of a `Revoking` goes to nobody else before `release` or the deadline.
-/// - The span of uncommitted messages of a partition is bounded by the source; it stops reading that partition alone.
+/// - The span of uncommitted messages of a partition is bounded by the source; it stops reading that partition alone, and
+///   says so by `Full`.
 /// - What finished is committed every [`commit_interval`](crate::SourceOptions::commit_interval), and once more before
 ///   `Released`.
 #[async_trait]

@@ -114,6 +114,7 @@ impl Reading {
             };
             if !ownership.has_room(self.owned, offset) {
                 self.full = true;
+                ownership.hold(self.owned, offset);
                 break;
             }
             // A refusal cannot be: a cursor only goes up, and its ownership is current as long as it is read.

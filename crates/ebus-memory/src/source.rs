@@ -318,6 +318,7 @@ impl MemorySource {
             self.readings.read(&mut self.ownership, room, out, &mut troubles);
             out.extend(troubles.into_iter().map(SourceEvent::Trouble));
         }
+        out.extend(self.ownership.full_changes());
         out.len() - before
     }
 

@@ -84,6 +84,7 @@ impl NatsSource {
             };
             if !self.ownership.has_room(owned, offset) {
                 reading.held = Some((offset, message));
+                self.ownership.hold(owned, offset);
                 self.unread(at, now);
                 return;
             }

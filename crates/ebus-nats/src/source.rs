@@ -208,6 +208,7 @@ impl NatsSource {
             let before = out.len();
             out.append(&mut self.events);
             self.read(cx, room, out, now);
+            out.extend(self.ownership.full_changes());
             if out.len() > before {
                 return Poll::Ready(Ok(out.len() - before));
             }

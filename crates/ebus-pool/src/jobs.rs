@@ -23,7 +23,7 @@ pub(crate) struct Job {
 /// backlog (G3). What was sent before a job is seen before it; an end may overtake jobs, which are dropped then.
 pub(crate) enum ToShard {
     /// An ownership begins; its jobs follow.
-    Begin { owned: Owned, partition: Arc<PartitionId>, lease: Lease, parked: Option<ParkedHere> },
+    Begin { owned: Owned, partition: Arc<PartitionId>, lease: Lease, parked: Option<ParkedHere>, full: bool },
     /// These ownerships end: start nothing of them, drop what is queued or waits, let runs end. Answered by `Ended` for each.
     End(Vec<Owned>),
     /// These ownerships end now: drop their runs too. Answered by `Ended` for each that has not been answered yet.
@@ -32,6 +32,9 @@ pub(crate) enum ToShard {
     Handle { topic: Topic, handling: Handling },
     /// What has gathered for batches is looked at again: it waits for nothing from now on.
     Press,
+    /// Nothing more of this ownership is read before some of it is finished (true), or it is read again: what has gathered of it for
+    /// batches waits for nothing meanwhile.
+    Full { owned: Owned, full: bool },
     /// This topic is given up: drop its handler once nothing of it is owned.
     GiveUp(Topic),
     /// A parked key is redriven: hold its messages, and say when no dead letter of it is on its way any more, and which message

@@ -51,6 +51,9 @@ pub struct PartitionState {
     /// It is not read at present: by the user's wish, because it holds more than its share, or because its parked keys are not
     /// read yet.
     pub paused: bool,
+    /// It is not read on before some of it is finished: what is read and not finished takes all of its span
+    /// ([`max_span`](ebus_core::LedgerLimits::max_span)), or of the text of its position.
+    pub full: bool,
     /// It is being given up.
     pub ending: bool,
 }

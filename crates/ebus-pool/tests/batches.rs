@@ -91,6 +91,102 @@ async fn p5_what_gathers_does_not_stop_the_intake_of_a_backlog() {
     assert!(batches < 1_000, "{batches} batches of 4,000 messages");
 }
 
+/// Nothing more came of a partition whose span was full of what had gathered, and all of it waited for its age.
+#[tokio::test(start_paused = true)]
+async fn p5_what_gathers_waits_for_nothing_that_a_full_partition_cannot_bring() {
+    let (mut script, source) = script();
+    let batch = Batch::of(20).max_age(Duration::from_secs(3_600));
+    let (pool, seen) = pool_that_says(source, one_shard(), batch, |_| DONE);
+    let (small, large) = (script.assign(0), script.assign(1));
+    script.rewind(large, 100);
+    let full = |full, freed| SourceEvent::Full { full, freed };
+    for key in ["a", "b", "a"] {
+        script.deliver(small, Some(key));
+    }
+    script.deliver(large, Some("c"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(seen.given().len(), 0, "more may come of both");
+    script.send(full(vec![small], vec![]));
+    until("what has gathered is handled", || script.finished().len() == 4).await;
+    assert_eq!(seen.offsets(), [vec![0, 2, 1, 100]], "as one batch, with what is there of others");
+    script.deliver(large, Some("c"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(seen.given().len(), 1, "of the other partition more may come");
+    // What was on its way, as what comes back for its retry.
+    script.deliver(small, Some("a"));
+    until("it does not gather", || script.finished().len() == 6).await;
+    let is_full = |state: ebus_pool::PoolState| state.partitions.iter().map(|p| p.full).collect::<Vec<_>>();
+    assert_eq!(is_full(pool.state().await), [true, false], "and it is visible");
+    script.send(full(vec![], vec![small]));
+    script.deliver(small, Some("a"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(seen.given().len(), 2, "more may come again");
+    assert_eq!(is_full(pool.state().await), [false, false]);
+    assert!(seen.since.elapsed() < Duration::from_secs(60));
+}
+
+/// A pool with one slot whose handler waits until it is let go.
+fn held_pool(source: Box<ScriptedSource>) -> (Pool, Seen, Arc<AtomicBool>) {
+    let (seen, open) = (Seen::new(), Arc::new(AtomicBool::new(false)));
+    let (noted, opened) = (seen.clone(), open.clone());
+    let handler = in_batches(move |batch: Vec<Delivery>| {
+        noted.note(&batch);
+        let opened = opened.clone();
+        async move {
+            while !opened.load(SeqCst) {
+                tokio::time::sleep(MS).await;
+            }
+            DONE
+        }
+    });
+    let handlers = Handlers::new().batch(topic(), Batch::of(20).max_age(Duration::from_secs(3_600)), handler);
+    (Pool::start_with(source, one_shard().with_max_in_flight(1), handlers).expect("valid"), seen, open)
+}
+
+#[tokio::test(start_paused = true)]
+async fn p5_a_partition_that_is_full_before_it_begins_is_full() {
+    let (mut script, source) = script();
+    let (_pool, seen, open) = held_pool(source);
+    let full = |owned| SourceEvent::Full { full: vec![owned], freed: vec![] };
+    let before = script.assign(0);
+    script.deliver(before, Some("a"));
+    script.send(full(before));
+    until("it runs", || seen.given().len() == 1).await;
+    // Its next ownership is there before that run has ended, and full before it begins.
+    script.revoke(before, Duration::from_secs(60));
+    tokio::time::sleep(MS).await;
+    let again = script.assign(0);
+    script.rewind(again, 0);
+    script.deliver(again, Some("a"));
+    script.deliver(again, Some("b"));
+    script.send(full(again));
+    tokio::time::sleep(MS).await;
+    open.store(true, SeqCst);
+    until("what is full waits for nothing", || script.finished().len() >= 2).await;
+    assert!(seen.since.elapsed() < Duration::from_secs(60), "{:?}", seen.given());
+}
+
+#[tokio::test(start_paused = true)]
+async fn p5_who_leaves_a_batch_leaves_it_in_the_haste_that_it_had() {
+    let (mut script, source) = script();
+    let (_pool, seen, open) = held_pool(source);
+    let (busy, small, other) = (script.assign(0), script.assign(1), script.assign(2));
+    script.rewind(small, 100);
+    script.rewind(other, 200);
+    script.deliver(busy, Some("a"));
+    script.send(SourceEvent::Full { full: vec![busy, small], freed: vec![] });
+    until("it has the slot", || seen.given().len() == 1).await;
+    script.deliver(small, Some("b"));
+    script.deliver(other, Some("c"));
+    tokio::time::sleep(MS).await;
+    script.revoke(other, Duration::from_secs(60));
+    until("it had only gathered", || script.released()).await;
+    open.store(true, SeqCst);
+    until("what is full waits for nothing", || script.finished().len() == 2).await;
+    assert_eq!(seen.offsets(), [[0], [100]]);
+    assert!(seen.since.elapsed() < Duration::from_secs(60), "{:?}", seen.given());
+}
+
 /// To gather was a topic's turn, and the slot went to the other one each time.
 #[tokio::test(start_paused = true)]
 async fn p5_what_gathers_does_not_wait_in_a_small_budget_that_it_fills() {

@@ -335,7 +335,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How many messages one unfinished one can hold up in its partition; 16,384 by default.
+    /// How many messages one unfinished one can hold up in its partition; 16,384 by default. A batch that is larger is handed over
+    /// as it is when its partitions have brought that many.
     ///
     /// On Kafka what is finished above a stuck message must fit the metadata of a commit, so where offsets have gaps (transactions,
     /// compaction) reading stops earlier: after some 1,700 messages with gaps below 128, 1,000 with gaps below 16,384.

@@ -82,11 +82,12 @@ impl KafkaSource {
         }
         let mut handed = 0;
         while handed < most {
-            let Some((offset, _)) = part.held.front() else { break };
-            if !self.ownership.has_room(part.owned, *offset) {
-                if self.ownership.full(part.owned, *offset) == Some(Full::Text) {
+            let Some(offset) = part.held.front().map(|(offset, _)| *offset) else { break };
+            if !self.ownership.has_room(part.owned, offset) {
+                if self.ownership.full(part.owned, offset) == Some(Full::Text) {
                     self.out.extend(part.text_is_full());
                 }
+                self.ownership.hold(part.owned, offset);
                 return (handed, false);
             }
             let Some((offset, message)) = part.held.pop_front() else { break };
@@ -106,6 +107,9 @@ impl KafkaSource {
                     if part.held.is_empty() && self.ownership.has_room(part.owned, offset) {
                         handed += hand_on(&mut self.ownership, part.owned, offset, message, out);
                     } else {
+                        if part.held.is_empty() {
+                            self.ownership.hold(part.owned, offset);
+                        }
                         part.held.push_back((offset, message));
                     }
                 }

@@ -350,6 +350,7 @@ impl Source for KafkaSource {
                 self.read(room, out);
                 out.append(&mut self.out);
             }
+            out.extend(self.ownership.full_changes());
             if out.len() > before {
                 return Ok(out.len() - before);
             }

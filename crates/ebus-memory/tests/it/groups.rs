@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::time::Duration;
 
 use ebus_core::{Backend, ErrorKind, Source, Topic, TopicSpec};
@@ -213,7 +214,9 @@ async fn f04_a_full_span_stops_its_partition_alone_and_settling_resumes_it() {
     publish(&backend, "stuck", 0..10).await;
     one.drain().await;
     assert_eq!(one.numbers(), [0, 1, 2, 3]);
-    let stuck = one.names[&one.tokens[0].0.owned()].partition;
+    let stuck = one.tokens[0].0.owned();
+    assert_eq!(one.full, HashSet::from([stuck]), "and says so");
+    let stuck = one.names[&stuck].partition;
     let other = (0..).map(|n: u32| format!("k{n}")).find(|key| partition_among_two(key) != stuck);
     publish(&backend, &other.unwrap(), 100..103).await;
     one.drain().await;
@@ -221,6 +224,14 @@ async fn f04_a_full_span_stops_its_partition_alone_and_settling_resumes_it() {
     one.finish(|n| n < 100);
     one.drain().await;
     assert_eq!(one.numbers(), [100, 101, 102, 4, 5, 6, 7]);
+    assert_eq!(one.full.len(), 1, "it has not rested in between");
+    one.finish(|n| n == 4);
+    one.finish(|n| n == 6);
+    one.drain().await;
+    assert_eq!((one.numbers().last(), one.full.len()), (Some(&8), 1), "9 is there");
+    one.finish(|n| n < 100);
+    one.drain().await;
+    assert_eq!((one.numbers().last(), one.full.len()), (Some(&9), 0), "nothing more is there");
 }
 
 /// The partition of a key among two, found by publishing to a broker of its own.

@@ -1,6 +1,6 @@
 //! A broker and members that are driven by hand.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ebus_core::{
@@ -63,6 +63,8 @@ pub(crate) struct Member {
     pub(crate) owned: HashMap<PartitionId, Owned>,
     pub(crate) names: HashMap<Owned, PartitionId>,
     pub(crate) revoking: Vec<Owned>,
+    /// Of which the source has said that they are full.
+    pub(crate) full: HashSet<Owned>,
     pub(crate) released: Vec<(Owned, Result<(), Error>)>,
     pub(crate) lost: Vec<Owned>,
     pub(crate) troubles: Vec<Error>,
@@ -84,6 +86,7 @@ impl Member {
             owned: HashMap::new(),
             names: HashMap::new(),
             revoking: Vec::new(),
+            full: HashSet::new(),
             released: Vec::new(),
             lost: Vec::new(),
             troubles: Vec::new(),
@@ -124,6 +127,10 @@ impl Member {
                     self.gone(one);
                     self.lost.push(one);
                 }),
+                SourceEvent::Full { full, freed } => {
+                    full.into_iter().for_each(|one| assert!(self.full.insert(one), "it was full before"));
+                    freed.iter().for_each(|one| assert!(self.full.remove(one), "it was not full"));
+                }
                 SourceEvent::Trouble(error) => self.troubles.push(error),
                 other => panic!("{other:?}"),
             }
@@ -134,6 +141,7 @@ impl Member {
     fn gone(&mut self, one: Owned) {
         self.owned.retain(|_, owned| *owned != one);
         self.revoking.retain(|owned| *owned != one);
+        self.full.remove(&one);
     }
 
     /// Receives until nothing comes for a while (of paused time).

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use ebus_core::Owned;
 use tokio::time::Instant;
 
 use super::{Driver, REST};
@@ -33,6 +34,16 @@ impl Driver {
             for shard in &self.shards {
                 shard.tell(ToShard::Press);
             }
+        }
+    }
+
+    /// The source reads no more of a partition, or reads it again. Of the one that is full, what has gathered for batches waits for
+    /// nothing: the others go on as before, because one message that is stuck may keep it full for long (G4).
+    pub(super) fn is_full(&mut self, owned: Owned, full: bool) {
+        let Some(partition) = self.current(owned) else { return };
+        partition.full = full;
+        for shard in &self.shards {
+            shard.tell(ToShard::Full { owned, full });
         }
     }
 

@@ -61,6 +61,8 @@ struct Partition {
     /// What the source was told.
     paused: bool,
     over_share: bool,
+    /// The source reads no more of it before something of it is finished.
+    full: bool,
     /// The ownership before this one has not ended in every shard, or its parked keys are not known: what it waits with.
     held_back: Option<HeldBack>,
     /// `None` when no keys are parked in this pool.
@@ -355,6 +357,10 @@ impl Driver {
             }
             SourceEvent::Lost { owned } => self.lost(&owned),
             SourceEvent::Committed { owned } => self.committed(&owned),
+            SourceEvent::Full { full, freed } => {
+                full.into_iter().for_each(|owned| self.is_full(owned, true));
+                freed.into_iter().for_each(|owned| self.is_full(owned, false));
+            }
             SourceEvent::Trouble(error) => {
                 tracing::warn!(group = %self.shared.config.group, error = %error.chain(), "source in trouble, goes on");
                 self.trouble = Some(error);
@@ -430,6 +436,7 @@ impl Driver {
             ending: false,
             paused: false,
             over_share: false,
+            full: false,
             held_back: Some(HeldBack { assigned, jobs: Vec::new(), parked, then: None }),
             keeper,
             ahead: Ahead::default(),

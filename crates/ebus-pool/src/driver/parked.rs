@@ -76,6 +76,7 @@ impl Driver {
                 partition: Arc::new(PartitionId::clone(&assigned.partition)),
                 lease: assigned.lease.clone(),
                 parked: keeper.map(|keeper| ParkedHere { keeper: keeper.clone(), keys }),
+                full: partition.is_some_and(|partition| partition.full),
             });
         }
     }

@@ -26,6 +26,7 @@ impl Driver {
                 held_bytes: held.bytes,
                 parked_keys: partition.keeper.as_ref().map_or(0, |keeper| keeper.handle.keys()),
                 paused: partition.paused,
+                full: partition.full,
                 ending: partition.ending,
             }
         });

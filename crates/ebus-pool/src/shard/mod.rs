@@ -283,8 +283,9 @@ impl Shard {
 
     fn command(&mut self, command: ToShard) {
         match command {
-            ToShard::Begin { owned, partition, lease, parked } => {
+            ToShard::Begin { owned, partition, lease, parked, full } => {
                 self.begin_tenure(owned, partition, lease, parked);
+                self.is_full(owned, full);
             }
             ToShard::End(owned) => self.end_tenures(&owned),
             ToShard::Cancel(owned) => self.cancel_tenures(&owned),
@@ -301,6 +302,7 @@ impl Shard {
             }
             // It is what wakes the shard; the flag is read where it counts.
             ToShard::Press => {}
+            ToShard::Full { owned, full } => self.is_full(owned, full),
             ToShard::GiveUp(topic) => {
                 let route = self.route(&topic);
                 self.routes[route].given_up = true;

@@ -21,6 +21,8 @@ pub(super) struct Tenure {
     /// Runs in progress, dead letters included.
     pub(super) running: usize,
     pub(super) ending: bool,
+    /// Nothing more of it comes before some of it is finished.
+    pub(super) full: bool,
     pub(super) left: LeftInShard,
     /// `None` when no keys are parked in this pool.
     pub(super) parked: Option<Box<Parked>>,
@@ -46,6 +48,7 @@ impl Shard {
             route,
             running: 0,
             ending: false,
+            full: false,
             left: LeftInShard::default(),
             parked: parked.map(|here| Box::new(Parked::new(here))),
             ahead: self.shared.config.at_most_once.then(Box::default),

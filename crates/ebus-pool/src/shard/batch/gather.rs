@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::task::Context;
 use std::time::Instant;
 
+use ebus_core::Owned;
 use tokio::time::Sleep;
 
 use crate::batch::Batch;
 use crate::handlers::BatchRunner;
-use crate::lane::{Phase, now};
+use crate::lane::{Lane, Phase, now};
 use crate::runner::drop_guarded;
+use crate::shard::tenure::Tenure;
 use crate::shard::{LONGEST_WAIT, Shard};
 
 /// A topic's handler of batches, and the batch that it gets next.
@@ -23,7 +25,8 @@ pub(in crate::shard) struct Batches {
     bytes: usize,
     /// One that came did not fit any more.
     full: bool,
-    /// One waits that cannot come, because its key is in already: it waits for what runs, not for what may come.
+    /// It waits for nothing: one waits that cannot come, because its key is in already, or one is of a partition of which nothing
+    /// more comes before some of it is finished.
     pressed: bool,
     /// When it has waited long enough.
     due: Instant,
@@ -112,9 +115,20 @@ impl Shard {
         // One that failed has waited before, and not for others.
         batches.wait_from(if lane.head.attempts == 0 { lane.head.since } else { self.now });
         batches.gathered.push(id);
+        batches.pressed |= is_full(&self.tenures, lane);
         lane.phase = Phase::Gathering { taken: 1 };
         self.gather_more(route, id);
         true
+    }
+
+    /// Nothing more of a partition comes before some of it is finished: what has gathered of it waits for nothing.
+    pub(in crate::shard) fn is_full(&mut self, owned: Owned, full: bool) {
+        let Some(tenure) = self.tenure(owned) else { return };
+        tenure.full = full;
+        let route = tenure.route;
+        let Some(batches) = self.routes[route].batches.as_mut().filter(|_| full) else { return };
+        let lanes = &self.lanes;
+        batches.pressed |= batches.gathered.iter().any(|id| lanes[*id].head.job.token.owned() == owned);
     }
 
     /// Takes what follows the head of a lane too, as far as there is room.
@@ -150,6 +164,7 @@ impl Shard {
             }
             batches.gathered.push(id);
             batches.pressed |= batches.batch.distinct_keys && !lane.queue.is_empty();
+            batches.pressed |= is_full(&self.tenures, lane);
         }
     }
 
@@ -162,4 +177,10 @@ impl Shard {
         }
         drop_guarded(batches.runner);
     }
+}
+
+/// Whether the partition of a lane's head is full.
+fn is_full(tenures: &[Option<Tenure>], lane: &Lane) -> bool {
+    let slot = lane.head.job.token.owned().slot;
+    tenures.get(slot.index()).and_then(Option::as_ref).is_some_and(|tenure| tenure.full)
 }

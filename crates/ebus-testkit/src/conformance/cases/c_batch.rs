@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebus_core::{BatchOutcome, Delivery, Failures};
+use ebus_core::{BatchOutcome, Delivery, Failures, LedgerLimits};
 use ebus_pool::{Batch, RetryPolicy};
 use parking_lot::Mutex;
 
@@ -183,6 +183,31 @@ pub(super) async fn c23_a_batch_that_outlives_a_drain_is_handled_by_the_next(ctx
         .start()
         .await?;
     ctx.until_handled(receipts.len()).await
+}
+
+/// c26: a partition whose span is smaller than a batch hands its messages over as they are, instead of waiting for what is not read
+/// before they are finished.
+pub(super) async fn c26_a_batch_that_its_partition_cannot_fill_waits_for_nothing(ctx: &Ctx) -> Checked {
+    const SPAN: usize = 10;
+    let topic = ctx.topic("narrow", 1).await?;
+    let group = ctx.group("g");
+    let published = ctx.publish(&topic, &keys("k", 16), 1..=4).await?.len();
+    let first = ctx
+        .member("first", &group, &[&topic])
+        .options(|options| options.with_limits(LedgerLimits::default().with_max_span(SPAN)))
+        .batches(Batch::of(2 * SPAN).max_age(Duration::from_secs(3_600)), |_| async { DONE })
+        .start()
+        .await?;
+    // The last ones do not fill it, and wait for others.
+    ctx.until_handled(published - SPAN).await?;
+    let report = first.drain(ctx.patience()).await;
+    assert!(report.committed.is_ok(), "{report:?}");
+    let _second = ctx
+        .member("second", &group, &[&topic])
+        .batches(Batch::of(7).max_age(Duration::from_millis(10)), |_| async { DONE })
+        .start()
+        .await?;
+    ctx.until_handled(published).await
 }
 
 /// c24: members that handle in batches join and leave under load: nothing is lost, and nothing that was handled runs again.

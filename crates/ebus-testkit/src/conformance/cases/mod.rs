@@ -143,6 +143,7 @@ pub(super) fn all() -> Vec<Case> {
             c21_only_the_failed_of_a_batch_run_again
             c22_one_that_panics_takes_a_batch_with_it_once
             c23_a_batch_that_outlives_a_drain_is_handled_by_the_next
+            c26_a_batch_that_its_partition_cannot_fill_waits_for_nothing
         }
         c_batch Several {
             c24_batches_are_handed_over_under_load
