@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use ebus_core::{Backend, Error, ErrorKind, Group, Key, Parking, PartitionId, Topic};
 
 use super::ParkedKey;
@@ -24,6 +25,8 @@ pub async fn parked_keys(
 /// Asks the owner of its partition, now or later, to redrive a key that is parked. When the key is not among the
 /// [`parked_keys`] any more, all of its dead letters have run.
 ///
+/// Asked again before that redrive begins, both are one; while it is under way, the key is redriven once more if it stays parked.
+///
 /// # Errors
 /// `NotFound` when the key is not parked; those of [`parked_keys`] and [`Parking::ask`].
 pub async fn redrive(backend: &dyn Backend, group: &Group, topic: &Topic, key: &Key) -> Result<(), Error> {
@@ -31,9 +34,7 @@ pub async fn redrive(backend: &dyn Backend, group: &Group, topic: &Topic, key: &
     let mut found = false;
     // In two partitions, if the topic has got more of them.
     for parked in keys.iter().filter(|parked| parked.key == *key) {
-        let asked = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let request = Request { key: key.clone(), offset: parked.offset, asked };
-        parking.ask(&parked.partition, request.encode()).await?;
+        ask(&*parking, parked).await?;
         found = true;
     }
     if found {
@@ -44,6 +45,33 @@ pub async fn redrive(backend: &dyn Backend, group: &Group, topic: &Topic, key: &
         .with_context("group", group)
         .with_context("topic", topic)
         .with_context("key", key))
+}
+
+/// Leaves a request in the place of those that are there for the same parking: however often it is asked for while nobody owns the
+/// partition, one is left (of those who ask at the same moment, one each). It is stored before they are removed, so that an owner
+/// that has begun one of them, and one that takes over meanwhile, finds it.
+async fn ask(parking: &dyn Parking, parked: &ParkedKey) -> Result<(), Error> {
+    let partition = &parked.partition;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let mut request = Request { key: parked.key.clone(), offset: parked.offset, asked: now };
+    let same = |text: &Bytes| {
+        Request::decode(text).filter(|other| other.key == request.key && other.offset == request.offset)
+    };
+    let before = parking.asked(partition).await?;
+    let before: Vec<_> = before.into_iter().filter_map(|text| Some((same(&text)?.asked, text))).collect();
+    request.asked = later_than(before.iter().map(|(asked, _)| *asked), now);
+    parking.ask(partition, request.encode()).await?;
+    for (_, former) in &before {
+        if let Err(error) = parking.answered(partition, former).await {
+            tracing::debug!(%partition, error = %error.chain(), "a former request stays; it is done together with this one");
+        }
+    }
+    Ok(())
+}
+
+/// Another time than any of these, whatever the clocks say of those who asked: the same request would be answered with the former.
+fn later_than(asked: impl Iterator<Item = u128>, now: u128) -> u128 {
+    asked.map(|asked| asked.saturating_add(1)).fold(now, u128::max)
 }
 
 async fn read(
@@ -64,4 +92,17 @@ async fn read(
         }
     }
     Ok((parking, keys))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p8_no_request_is_the_same_as_one_before_it_whatever_the_clocks_say() {
+        assert_eq!(later_than([].into_iter(), 7), 7);
+        assert_eq!(later_than([3, 5].into_iter(), 7), 7);
+        assert_eq!(later_than([7, 3].into_iter(), 7), 8);
+        assert_eq!(later_than([9, 12].into_iter(), 7), 13);
+    }
 }

@@ -82,7 +82,8 @@ pub(crate) struct Keeper {
     places: HashMap<Key, Place>,
     /// What this ownership found parked: of these the source may deliver again what was redriven.
     inherited: HashSet<Key>,
-    redriving: HashMap<Key, Bytes>,
+    /// With the requests that it answers: all that were there when it began.
+    redriving: HashMap<Key, Vec<Bytes>>,
     redrives: FuturesUnordered<Redriving>,
     /// Changes that wait to be kept.
     waiting: Vec<oneshot::Sender<()>>,
@@ -234,20 +235,27 @@ impl Keeper {
             Ok(requests) => requests,
             Err(error) => return self.trouble(error, "requests for parked keys not read; tried again"),
         };
+        let mut begun: HashMap<Key, Vec<Bytes>> = HashMap::new();
         for text in requests {
             let Some(request) = Request::decode(&text) else {
                 tracing::warn!(group = %self.parts.group, partition = %self.parts.partition,
                     "a request that this version does not understand; removed");
-                self.answer(&text).await;
+                self.answer(&[text]).await;
                 continue;
             };
             let Some(parked) =
                 self.set.parked().find(|parked| parked.key == request.key && parked.offset == request.offset)
             else {
-                self.answer(&text).await;
+                self.answer(&[text]).await;
                 continue;
             };
-            if self.redriving.contains_key(&request.key) || self.redriving.len() >= MOST_REDRIVES {
+            if let Some(begun) = begun.get_mut(&request.key) {
+                begun.push(text);
+                continue;
+            }
+            if self.redriving.contains_key(&request.key)
+                || self.redriving.len() + begun.len() >= MOST_REDRIVES
+            {
                 continue;
             }
             let future = redrive(
@@ -259,7 +267,7 @@ impl Keeper {
                 self.parts.lanes.clone(),
             );
             let places = self.parts.redrives.clone();
-            self.redriving.insert(request.key.clone(), text);
+            begun.insert(request.key.clone(), vec![text]);
             let key = request.key;
             self.redrives.push(Box::pin(async move {
                 // The pool closes it never.
@@ -267,16 +275,19 @@ impl Keeper {
                 (key, future.await)
             }));
         }
+        self.redriving.extend(begun);
     }
 
     /// Only its last owner knows whether a request was in vain or is done: one that has lost the partition and does not know it yet
     /// must not take it away. It was read before, so whoever it is for had claimed the partition by then.
-    async fn answer(&mut self, request: &Bytes) {
+    async fn answer(&mut self, requests: &[Bytes]) {
         let (store, partition) = (self.store(), &self.parts.partition);
-        let answered = match store.claim(partition, self.parts.owned.epoch).await {
-            Ok(_) => store.answered(partition, request).await,
-            Err(error) => Err(error),
-        };
+        let mut answered = store.claim(partition, self.parts.owned.epoch).await.map(drop);
+        for request in requests {
+            if answered.is_ok() {
+                answered = store.answered(partition, request).await;
+            }
+        }
         if let Err(error) = answered {
             self.trouble(error, "a request for a parked key not removed; tried again");
         }
@@ -284,7 +295,7 @@ impl Keeper {
 
     /// A redrive has ended. The list says so before the lane goes on.
     async fn redriven(&mut self, key: &Key, redriven: Redriven) {
-        let Some(request) = self.redriving.remove(key) else { return };
+        let Some(requests) = self.redriving.remove(key) else { return };
         let mut below = None;
         match redriven {
             Redriven::All(offset) => {
@@ -297,7 +308,7 @@ impl Keeper {
                 }
                 self.save().await;
                 self.places.remove(key);
-                self.answer(&request).await;
+                self.answer(&requests).await;
                 tracing::info!(group = %self.parts.group, partition = %self.parts.partition, %key, "key redriven");
                 below = Some(if inherited { offset } else { 0 });
             }
@@ -306,10 +317,10 @@ impl Keeper {
                     parked.stop(letter, &error.chain());
                 }
                 self.save().await;
-                self.answer(&request).await;
+                self.answer(&requests).await;
                 self.trouble(error, "a key stays parked, because not all of its dead letters were found");
             }
-            Redriven::Stopped => self.answer(&request).await,
+            Redriven::Stopped => self.answer(&requests).await,
             Redriven::Failed(error) => {
                 self.trouble(error, "dead letters of a parked key not read; tried again")
             }
