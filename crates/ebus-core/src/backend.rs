@@ -63,6 +63,16 @@ pub trait Backend: Send + Sync + 'static {
             .with_context("group", group))
     }
 
+    /// The same for who only looks, or leaves a request: nothing is created, nor written before it is asked for. The default is
+    /// [`parking`](Self::parking), for backends of which there is nothing to create.
+    ///
+    /// # Errors
+    /// `NotFound` when the group keeps no parked keys: nobody has opened it for [`parking`](Self::parking) yet; `Unsupported` where the
+    /// backend has no such place; `Denied` without the right to read it.
+    async fn existing_parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.parking(group).await
+    }
+
     /// Sends what is enqueued, waits for its acknowledgements, and disconnects. Calling it again gives the same result.
     ///
     /// Topics, groups and positions stay.

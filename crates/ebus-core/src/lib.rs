@@ -55,7 +55,7 @@ pub use ledger::{Full, Ledger, LedgerLimits, Refused, Tracked};
 pub use message::{Message, Timestamp};
 pub use offsets::{NextOffset, OffsetSet};
 pub use ownership::{Ownership, Settled};
-pub use parking::Parking;
+pub use parking::{Parking, no_parked_keys};
 pub use partition::PartitionId;
 pub use position::{LogMark, Position, PositionError};
 pub use publish::{Publish, Receipt};

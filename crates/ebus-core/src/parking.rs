@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Epoch, Error, PartitionId};
+use crate::{Epoch, Error, ErrorKind, Group, PartitionId};
 
 /// Where a group keeps which of its keys are parked. Durable where the backend is.
 ///
@@ -48,4 +48,11 @@ pub trait Parking: Send + Sync + 'static {
 
     /// Removes a request; one that is not there is no error.
     async fn answered(&self, partition: &PartitionId, request: &Bytes) -> Result<(), Error>;
+}
+
+/// For backends: nobody has parked keys in this group, as far as is known, see [`Backend::existing_parking`](crate::Backend::existing_parking).
+pub fn no_parked_keys(group: &Group) -> Error {
+    let message =
+        "the group keeps no parked keys: no member of it was ever started with parked keys; check its name";
+    Error::new(ErrorKind::NotFound, message).with_operation("parking").with_context("group", group)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ebus_core::{
-    Backend, Capability, Committed, Error, Group, Parking, Publisher, ReadRange, Reader, Source,
+    Backend, Capability, Committed, Error, ErrorKind, Group, Parking, Publisher, ReadRange, Reader, Source,
     SourceOptions, Topic, TopicInfo, TopicSpec,
 };
 use tokio::sync::OnceCell;
@@ -71,6 +71,15 @@ impl KafkaBackend {
 
     fn open(&self, operation: &'static str) -> Result<(), Error> {
         if self.inner.producer.is_closed() { Err(Error::closed(operation)) } else { Ok(()) }
+    }
+
+    /// What the connection has of the topic of parked keys.
+    async fn parked(&self, create: bool) -> Result<Arc<parking::Shared>, Error> {
+        self.open("parking")?;
+        let inner = &self.inner;
+        let (config, control) = (inner.config.clone(), inner.control.clone());
+        let open = || parking::Shared::open(config, control, inner.producer.clone(), create);
+        inner.parking.get_or_try_init(open).await.cloned()
     }
 
     async fn run<T: Send + 'static>(
@@ -142,12 +151,18 @@ impl Backend for KafkaBackend {
     }
 
     async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
-        self.open("parking")?;
-        let inner = &self.inner;
-        let open =
-            || parking::Shared::open(inner.config.clone(), inner.control.clone(), inner.producer.clone());
-        let shared = inner.parking.get_or_try_init(open).await?;
-        Ok(Arc::new(KafkaParking::open(shared.clone(), group.clone()).await?))
+        let shared = self.parked(true).await?;
+        Ok(Arc::new(KafkaParking::open(shared, group.clone()).await?))
+    }
+
+    async fn existing_parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        let shared = match self.parked(false).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(ebus_core::no_parked_keys(group).with_source(error));
+            }
+            shared => shared?,
+        };
+        Ok(Arc::new(KafkaParking::existing(shared, group.clone()).await?))
     }
 
     async fn close(&self, within: Duration) -> Result<(), Error> {
@@ -156,7 +171,7 @@ impl Backend for KafkaBackend {
         let closed = self.inner.closed.get_or_init(|| async move {
             let closing = tokio::task::spawn_blocking(move || producer.close(within));
             closing.await.unwrap_or_else(|failed| {
-                Err(Error::new(ebus_core::ErrorKind::Unexpected, "closing ended early")
+                Err(Error::new(ErrorKind::Unexpected, "closing ended early")
                     .with_operation("close")
                     .with_source(failed))
             })

@@ -51,6 +51,37 @@ async fn a_topic_that_is_not_compacted_is_refused(url: String) -> Tested {
     Ok(backend.close(Duration::from_secs(5)).await?)
 }
 
+/// Who only looks, and may mistype the name of a group, leaves nothing behind.
+async fn who_looks_creates_no_topic(url: String) -> Tested {
+    let topic = fresh("unparked")?;
+    let backend = connect(&url, &topic).await?;
+    for _ in 0..2 {
+        let refused = backend.existing_parking(&Group::new("g")?).await.err().expect("nobody parked keys");
+        assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    }
+    let refused = backend.describe_topic(&topic).await.expect_err("it was not created");
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    Ok(backend.close(Duration::from_secs(5)).await?)
+}
+
+/// Without the right to write.
+async fn who_looks_writes_nothing(mock: Mock) -> Tested {
+    mock.create_topic("ebus-parked", 1)?;
+    mock.create_topic("orders", 1)?;
+    let (group, place) = (Group::new("g")?, PartitionId::new(Topic::new("orders")?, 0));
+    let owner = Mocked::connect(&mock, |config| config).await?;
+    let owners = owner.parking(&group).await?;
+    owners.claim(&place, Epoch(1)).await?;
+    owners.keep(&place, Epoch(1), "parked".into()).await?;
+    mock.with(|cluster| cluster.request_errors(RDKafkaApiKey::Produce, &[DENIED]));
+    let backend = Mocked::connect(&mock, |config| config).await?;
+    let looks = backend.existing_parking(&group).await?;
+    assert_eq!(looks.read(&place).await?, Some("parked".into()));
+    let refused = looks.ask(&place, "redrive a".into()).await.expect_err("the denial was not used up before");
+    assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
+    Ok(())
+}
+
 /// Made at the first use, by several at once; what was kept is there for a connection that has read nothing yet.
 async fn what_is_kept_outlives_its_connection(url: String) -> Tested {
     let (topic, orders, group) = (fresh("parked")?, fresh("orders")?, Group::new("g")?);
@@ -151,6 +182,8 @@ async fn a_write_that_is_late_is_not_overtaken(mock: Mock) -> Tested {
 fn main() {
     let trials = vec![
         shared("p8_a_topic_that_is_not_compacted_is_refused", a_topic_that_is_not_compacted_is_refused),
+        shared("p8_who_looks_creates_no_topic", who_looks_creates_no_topic),
+        mocked("p8_who_looks_writes_nothing", who_looks_writes_nothing),
         shared("p1_what_is_kept_outlives_its_connection", what_is_kept_outlives_its_connection),
         shared(
             "p3_a_late_write_of_a_former_owner_replaces_nothing",

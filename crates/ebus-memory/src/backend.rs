@@ -123,6 +123,12 @@ impl Backend for MemoryBackend {
         Ok(Arc::new(MemoryParking::open(broker, connection, group.clone())?))
     }
 
+    async fn existing_parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.check_open("parking")?;
+        let (broker, connection) = (self.broker.clone(), self.connection.clone());
+        Ok(Arc::new(MemoryParking::existing(broker, connection, group.clone())?))
+    }
+
     /// Ends publishing at once, waits until every message that waits for room is stored, then ends the sources.
     ///
     /// # Cancel safety

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +20,8 @@ const MAX_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Parked {
     partitions: Mutex<BTreeMap<PartitionId, Kept>>,
+    /// Somebody who may write has opened it.
+    opened: AtomicBool,
     /// By fault injection: every call fails with this.
     fails: Mutex<Option<ErrorKind>>,
 }
@@ -33,6 +36,11 @@ struct Kept {
 }
 
 impl Parked {
+    /// Whether somebody has opened it. Of a group whose state was deleted since, what its owners wrote says so.
+    fn is_known(&self) -> bool {
+        self.opened.load(Relaxed) || !self.partitions.lock().is_empty()
+    }
+
     pub(crate) fn set_fails(&self, fails: Option<ErrorKind>) {
         *self.fails.lock() = fails;
     }
@@ -56,6 +64,23 @@ impl MemoryParking {
     ) -> Result<Self, Error> {
         let parking = Self { broker, connection, group };
         parking.check("parking")?;
+        parking.broker.with_group(&parking.group, |group| group.parked.opened.store(true, Relaxed));
+        Ok(parking)
+    }
+
+    /// # Errors
+    /// `NotFound` when nobody has opened it; what fault injection asks for.
+    pub(crate) fn existing(
+        broker: MemoryBroker,
+        connection: Arc<Connection>,
+        group: Group,
+    ) -> Result<Self, Error> {
+        let known = broker.group(&group);
+        if !known.is_some_and(|group| group.parked.is_known()) {
+            return Err(ebus_core::no_parked_keys(&group));
+        }
+        let parking = Self { broker, connection, group };
+        parking.check("parking")?;
         Ok(parking)
     }
 
@@ -63,7 +88,7 @@ impl MemoryParking {
         if self.connection.is_closed() {
             return Err(Error::closed(operation));
         }
-        let fails = self.broker.with_group(&self.group, |group| *group.parked.fails.lock());
+        let fails = self.broker.group(&self.group).and_then(|group| *group.parked.fails.lock());
         match fails {
             None => Ok(()),
             Some(kind) => Err(Error::new(kind, "parked keys cannot be kept, by fault injection")

@@ -176,6 +176,12 @@ impl Backend for NatsBackend {
         Ok(Arc::new(NatsParking::open(connection, group.clone(), closed).await?))
     }
 
+    async fn existing_parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.open("parking")?;
+        let (connection, closed) = (self.connection.clone(), self.closed.subscribe());
+        Ok(Arc::new(NatsParking::existing(connection, group.clone(), closed).await?))
+    }
+
     async fn close(&self, within: Duration) -> Result<(), Error> {
         let close = async {
             let closed = self.publishing.close(Instant::now() + within.min(FOR_EVER)).await;

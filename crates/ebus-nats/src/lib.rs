@@ -87,6 +87,9 @@
 //! `$KV.<bucket>.>`, and to subscribe to `_INBOX.>`. Who creates topics, or the bucket at the first use, needs
 //! `$JS.API.STREAM.CREATE.<stream>` too.
 //!
+//! Who only looks which keys are parked needs to publish to `$JS.API.STREAM.INFO.<stream>` and `$JS.API.STREAM.MSG.GET.KV_<bucket>`; to
+//! have one redriven, to `$KV.<bucket>.>` too.
+//!
 //! What is not permitted fails with `Denied`, or is said as `Trouble` where nobody asked; a publish says so at its time-out.
 //!
 //! Without these it works, and less well: subscribing to `$KV.<bucket>.h.>` lets a member hear of others at once

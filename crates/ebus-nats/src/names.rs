@@ -63,6 +63,11 @@ pub(crate) fn parked_key(group: &Group, partition: &PartitionId) -> String {
     format!("k.{}.{topic}.{}", escaped(group.as_str()), partition.partition)
 }
 
+/// The keys of the parked keys of all partitions.
+pub(crate) fn parked_keys(group: &Group) -> String {
+    format!("k.{}.>", escaped(group.as_str()))
+}
+
 /// The key of a request to the owner of one partition; `None` is all of them. A request can be any bytes: its key has their hash.
 pub(crate) fn request_key(group: &Group, partition: &PartitionId, request: Option<&[u8]>) -> String {
     let topic = escaped(partition.topic.as_str());

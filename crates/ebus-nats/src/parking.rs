@@ -85,7 +85,7 @@ impl NatsParking {
         closed: watch::Receiver<bool>,
     ) -> Result<Self, Error> {
         let store = Store::open(connection.clone()).await?;
-        let parking = Self { connection, store, group, closed, claimed: Mutex::default() };
+        let parking = Self::of(connection, store, group, closed);
         let key = names::parking_key(&parking.group);
         loop {
             let stored = parking.store.read(&key).await?;
@@ -97,6 +97,36 @@ impl NatsParking {
                 Written::Failed(error) => return Err(error.with_context("group", &parking.group)),
             }
         }
+    }
+
+    /// Finds it, and writes nothing.
+    ///
+    /// # Errors
+    /// `NotFound` when nobody has opened it; what the server says.
+    pub(crate) async fn existing(
+        connection: Connection,
+        group: Group,
+        closed: watch::Receiver<bool>,
+    ) -> Result<Self, Error> {
+        let store = Store::bind(connection.clone());
+        // Where the bucket was made anew under its members, what they have written since says it too.
+        let known = async {
+            let opened = store.read(&names::parking_key(&group)).await?;
+            Ok::<_, Error>(opened.is_some() || store.next(&names::parked_keys(&group), 1).await?.is_some())
+        };
+        match known.await {
+            Ok(true) => Ok(Self::of(connection, store, group, closed)),
+            Ok(false) => Err(ebus_core::no_parked_keys(&group)),
+            // There is no bucket: nobody has joined any group yet.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(ebus_core::no_parked_keys(&group).with_source(error))
+            }
+            Err(error) => Err(error.with_context("group", &group)),
+        }
+    }
+
+    fn of(connection: Connection, store: Store, group: Group, closed: watch::Receiver<bool>) -> Self {
+        Self { connection, store, group, closed, claimed: Mutex::default() }
     }
 
     fn check_open(&self, operation: &'static str) -> Result<(), Error> {

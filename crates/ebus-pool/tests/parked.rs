@@ -350,7 +350,10 @@ async fn p8_a_redrive_that_is_asked_for_as_the_one_before_stops_is_not_lost() {
     // Before the answer to the first one, which must not be one to this.
     world.letters.redrive("a").await.expect("it is parked");
     let second = world.letters.state().requests.clone();
-    assert!(second.len() == 1 && second[0] != first, "it takes the place of the first, and is another: {second:?}");
+    assert!(
+        second.len() == 1 && second[0] != first,
+        "it takes the place of the first, and is another: {second:?}"
+    );
     world.bad.set(&[]);
     until("the second is done", || world.log.starts() == [0, 0, 0, 1] || world.log.starts() == [0, 0, 1])
         .await;

@@ -147,11 +147,12 @@ impl Bus {
     }
 
     /// The keys that are parked for a group in a topic, see [`park_keys`](ConsumerBuilder::park_keys). Needs no membership in the
-    /// group, but the right to keep such keys: where nothing is kept for the group yet, the place for it is made.
+    /// group, and only the right to read where it keeps them: nothing is created or written.
     ///
     /// # Errors
-    /// `ConfigInvalid` for an illegal name; `NotFound` when the topic does not exist; `Unsupported` where the backend keeps no
-    /// parked keys; `Decode` when they cannot be read; `Denied`, `Unavailable`, `Timeout`, `Closed`.
+    /// `ConfigInvalid` for an illegal name; `NotFound` when the topic does not exist, or no consumer of the group was ever started with
+    /// [`park_keys`](ConsumerBuilder::park_keys), such as when its name is mistyped; `Unsupported` where the backend keeps no parked keys;
+    /// `Decode` when they cannot be read; `Denied`, `Unavailable`, `Timeout`, `Closed`.
     pub async fn parked<T>(&self, group: impl AsRef<str>, topic: T) -> Result<Vec<ParkedKey>, Error>
     where
         T: TryInto<Topic>,
@@ -165,7 +166,7 @@ impl Bus {
     /// Has the dead letters of a parked key run again, in order, and then the key go on. Needs no membership in the group: the
     /// request is kept for whoever owns the partition, now or later. It is done when the key is not among the
     /// [`parked`](Self::parked) ones any more; if one of its messages is given up again, the key stays parked there, and says
-    /// so (`stopped`).
+    /// so (`stopped`). However often it is asked for before it begins, it is done once; asked for while it is under way, once more.
     ///
     /// # Errors
     /// `NotFound` when the key is not parked, and those of [`parked`](Self::parked).

@@ -145,7 +145,8 @@ async fn p8_who_asks_for_a_key_that_is_not_parked_is_told() {
     let bus = bus("memory://").await;
     assert_eq!(bus.parked("billing", "orders").await.expect_err("no topic").kind(), ErrorKind::NotFound);
     bus.create_topic(&TopicSpec::new(Topic::new("orders").expect("legal"), 2)).await.expect("is new");
-    assert_eq!(bus.parked("billing", "orders").await.expect("none are"), []);
+    let error = bus.parked("billing", "orders").await.expect_err("nobody has parked keys in this group");
+    assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("check its name"), "{error}");
     let error = bus.redrive("billing", "orders", "order-42").await.expect_err("it is not parked");
     assert_eq!(
         (error.kind(), error.to_string().contains("order-42")),

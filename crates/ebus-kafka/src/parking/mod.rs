@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
-use ebus_core::{Epoch, Error, ErrorKind, Group, LogMark, Parking, PartitionId};
+use ebus_core::{Epoch, Error, ErrorKind, Group, LogMark, Parking, PartitionId, Topic};
 use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 
 use crate::config::KafkaConfig;
 use crate::producer;
@@ -44,7 +45,10 @@ const FRAME_BYTES: usize = 1 << 10;
 pub(crate) struct Shared {
     control: Control,
     producer: Arc<producer::Shared>,
-    writer: Writer,
+    config: Arc<KafkaConfig>,
+    topic: Topic,
+    /// Made for the first write: who only looks may have no right to write.
+    writer: OnceCell<Writer>,
     reading: Reading,
     max_bytes: usize,
 }
@@ -57,24 +61,30 @@ fn max_bytes(config: &KafkaConfig, takes: Takes) -> usize {
 }
 
 impl Shared {
-    /// Finds the topic or creates it, and reads it.
+    /// Finds the topic, or creates it if `create`, and reads it.
     ///
     /// # Errors
-    /// `Denied` without the right to create or to read it; `ConfigInvalid` when there is one that is not compacted; what the
-    /// broker says.
+    /// `NotFound` when it is not there and not created; `Denied` without the right to create or to read it; `ConfigInvalid` when there is
+    /// one that is not compacted; what the broker says.
     pub(crate) async fn open(
         config: Arc<KafkaConfig>,
         control: Control,
         producer: Arc<producer::Shared>,
+        create: bool,
     ) -> Result<Arc<Self>, Error> {
-        let name = config.parked_topic()?;
-        let (asked, wanted) = (config.clone(), name.clone());
-        let takes = control.run("parking", move |control| topic::ensure(control, &asked, &wanted)).await?;
-        let writer = Writer::new(&config, name.clone())?;
-        let reading = Reading::start(config.clone(), control.clone(), name);
+        let topic = config.parked_topic()?;
+        let (asked, wanted) = (config.clone(), topic.clone());
+        let find = move |control: &Control| topic::find(control, &asked, &wanted, create);
+        let takes = control.run("parking", find).await?;
+        let reading = Reading::start(config.clone(), control.clone(), topic.clone());
         reading.with(|_| ()).await?;
         let max_bytes = max_bytes(&config, takes);
-        Ok(Arc::new(Self { control, producer, writer, reading, max_bytes }))
+        let writer = OnceCell::new();
+        Ok(Arc::new(Self { control, producer, config, topic, writer, reading, max_bytes }))
+    }
+
+    async fn writer(&self) -> Result<&Writer, Error> {
+        self.writer.get_or_try_init(async || Writer::new(&self.config, self.topic.clone())).await
     }
 }
 
@@ -90,7 +100,17 @@ impl KafkaParking {
     /// # Errors
     /// `Denied` without the right to write.
     pub(crate) async fn open(shared: Arc<Shared>, group: Group) -> Result<Self, Error> {
-        shared.writer.put(names::group(&group), Bytes::from_static(b"1")).await?;
+        shared.writer().await?.put(names::group(&group), Bytes::from_static(b"1")).await?;
+        Ok(Self { shared, group, claimed: Mutex::default() })
+    }
+
+    /// # Errors
+    /// `NotFound` when nobody has opened it.
+    pub(crate) async fn existing(shared: Arc<Shared>, group: Group) -> Result<Self, Error> {
+        let asked = group.clone();
+        if !shared.reading.with(move |table| table.knows(&asked)).await? {
+            return Err(ebus_core::no_parked_keys(&group));
+        }
         Ok(Self { shared, group, claimed: Mutex::default() })
     }
 
@@ -146,7 +166,7 @@ impl Parking for KafkaParking {
         let value = last.and_then(|last| unframed(&last.frame));
         let place = Place::new(&self.group, partition);
         if last.is_none_or(|last| last.epoch < epoch) {
-            self.shared.writer.put(place.value(mark, epoch), framed(value.as_ref())).await?;
+            self.shared.writer().await?.put(place.value(mark, epoch), framed(value.as_ref())).await?;
         }
         self.claimed.lock().insert(partition.clone(), mark);
         if of_others.iter().any(|other| unframed(&other.frame).is_some()) {
@@ -156,7 +176,7 @@ impl Parking for KafkaParking {
         for former in
             of_this.iter().chain(&of_others).filter(|value| value.mark != mark || value.epoch < epoch)
         {
-            self.shared.writer.forget(place.value(former.mark, former.epoch));
+            self.shared.writer().await?.forget(place.value(former.mark, former.epoch));
         }
         Ok(value)
     }
@@ -171,7 +191,7 @@ impl Parking for KafkaParking {
         let mark = self.claimed.lock().get(partition).copied();
         let mark = mark.ok_or_else(|| fenced(&self.group, partition))?;
         let key = Place::new(&self.group, partition).value(mark, epoch);
-        self.shared.writer.put(key, framed(Some(&value))).await
+        self.shared.writer().await?.put(key, framed(Some(&value))).await
     }
 
     async fn read(&self, partition: &PartitionId) -> Result<Option<Bytes>, Error> {
@@ -184,7 +204,7 @@ impl Parking for KafkaParking {
     async fn ask(&self, partition: &PartitionId, request: Bytes) -> Result<(), Error> {
         self.check_open("ask")?;
         let key = Place::new(&self.group, partition).request(&request);
-        self.shared.writer.put(key, Bytes::from_static(b"1")).await
+        self.shared.writer().await?.put(key, Bytes::from_static(b"1")).await
     }
 
     async fn asked(&self, partition: &PartitionId) -> Result<Vec<Bytes>, Error> {
@@ -193,7 +213,7 @@ impl Parking for KafkaParking {
 
     async fn answered(&self, partition: &PartitionId, request: &Bytes) -> Result<(), Error> {
         self.check_open("answered")?;
-        self.shared.writer.remove(Place::new(&self.group, partition).request(request)).await
+        self.shared.writer().await?.remove(Place::new(&self.group, partition).request(request)).await
     }
 }
 

@@ -12,6 +12,11 @@ pub(super) fn group(group: &Group) -> Bytes {
     format!("g/{group}").into()
 }
 
+/// What the keys of all values of a group begin with.
+pub(super) fn values_of(group: &Group) -> String {
+    format!("v/{group}/")
+}
+
 impl Place {
     pub(super) fn new(group: &Group, partition: &PartitionId) -> Self {
         Self(format!("{group}/{partition}"))

@@ -5,11 +5,11 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ebus_core::{Epoch, Error, LogMark, NextOffset, ReadRange, Reader, Topic};
+use ebus_core::{Epoch, Error, Group, LogMark, NextOffset, ReadRange, Reader, Topic};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use super::names::{Place, mark_and_epoch};
+use super::names::{self, Place, mark_and_epoch};
 use crate::config::KafkaConfig;
 use crate::reader::KafkaReader;
 use crate::topics::Control;
@@ -55,6 +55,13 @@ impl Table {
             Some(Value { mark, epoch, frame: frame.clone() })
         });
         values.collect()
+    }
+
+    /// Whether somebody has opened it for this group. Where the topic was made anew under its members, what they have written since
+    /// says it too.
+    pub(super) fn knows(&self, group: &Group) -> bool {
+        self.records.contains_key(&names::group(group))
+            || self.behind(names::values_of(group)).next().is_some()
     }
 
     pub(super) fn requests(&self, place: &Place) -> Vec<Bytes> {
@@ -151,7 +158,7 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use ebus_core::{Group, PartitionId};
+    use ebus_core::PartitionId;
 
     use super::*;
 
@@ -171,6 +178,8 @@ mod tests {
         put(&mut table, 9, "late");
         let highest = |table: &Table| table.values(&place).into_iter().max_by_key(|value| value.epoch);
         assert_eq!(highest(&table).expect("two are there").frame, "ten");
+        let knows = |table: &Table, group| table.knows(&Group::new(group).expect("legal"));
+        assert!(knows(&table, "g") && !knows(&table, "gg"), "nobody has opened it, and owners have written");
         put(&mut table, 9, "");
         assert_eq!(table.values(&place).len(), 1);
         table.put(place.request(b"redrive a/b"), Bytes::from_static(b"1"));

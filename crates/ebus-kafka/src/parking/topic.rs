@@ -19,14 +19,23 @@ const SEGMENT_BYTES: usize = 16 << 20;
 /// How often it is looked up until it has a leader.
 const SETTLING: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// Finds it or creates it; blocks. What it takes, as far as its brokers tell.
-pub(super) fn ensure(control: &Control, config: &KafkaConfig, topic: &Topic) -> Result<Takes, Error> {
+/// Finds it, or creates it if `make`; blocks. What it takes, as far as its brokers tell.
+pub(super) fn find(
+    control: &Control,
+    config: &KafkaConfig,
+    topic: &Topic,
+    make: bool,
+) -> Result<Takes, Error> {
     match control.describe(topic)? {
         Some(described) if described.partitions > 1 => {
             tracing::warn!(%topic, partitions = described.partitions, "of the topic of parked keys only the first partition is used");
         }
         Some(_) => {}
-        None => create(control, config, topic)?,
+        None if make => create(control, config, topic)?,
+        None => {
+            let message = "the topic of parked keys does not exist";
+            return Err(Error::new(ErrorKind::NotFound, message).with_context("topic", topic));
+        }
     }
     // What may not be described is as its owner made it.
     let takes = control.takes(topic).unwrap_or_default();

@@ -109,6 +109,10 @@ impl Backend for Mocked {
         self.backend.parking(group).await
     }
 
+    async fn existing_parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        self.backend.existing_parking(group).await
+    }
+
     async fn close(&self, within: Duration) -> Result<(), Error> {
         self.backend.close(within).await
     }

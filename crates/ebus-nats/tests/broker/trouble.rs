@@ -265,6 +265,13 @@ async fn denials(home: Home) -> Tested {
     let backend = as_user("state").await?;
     refused(Driver::join(&backend, &group("g"), &topic).await, ErrorKind::Denied, "does not allow")?;
     refused(backend.parking(&group("g")).await, ErrorKind::Denied, "does not allow")?;
+    // Who only looks writes nothing.
+    refused(backend.existing_parking(&group("g")).await, ErrorKind::NotFound, "check its name")?;
+    admin.parking(&group("g")).await?;
+    let looks = backend.existing_parking(&group("g")).await?;
+    let partition = PartitionId::new(topic.clone(), 0);
+    assert_eq!(looks.read(&partition).await?, None);
+    refused(looks.ask(&partition, "request".into()).await, ErrorKind::Denied, "does not allow")?;
     let backend = as_user("records").await?;
     refused(Driver::join(&backend, &group("g"), &topic).await, ErrorKind::Denied, "does not allow")?;
     assert!(

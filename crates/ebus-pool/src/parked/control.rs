@@ -11,9 +11,11 @@ use super::set::{ParkedSet, Request};
 
 /// The parked keys of a group in a topic, as the owners of its partitions last wrote them.
 ///
+/// Reads only.
+///
 /// # Errors
-/// `NotFound` when the topic does not exist; those of [`Backend::parking`] and [`Parking::read`]; `Decode` when a list cannot be
-/// read.
+/// `NotFound` when the topic does not exist, or no member of the group has ever parked keys; those of [`Backend::existing_parking`] and
+/// [`Parking::read`]; `Decode` when a list cannot be read.
 pub async fn parked_keys(
     backend: &dyn Backend,
     group: &Group,
@@ -30,7 +32,8 @@ pub async fn parked_keys(
 /// # Errors
 /// `NotFound` when the key is not parked; those of [`parked_keys`] and [`Parking::ask`].
 pub async fn redrive(backend: &dyn Backend, group: &Group, topic: &Topic, key: &Key) -> Result<(), Error> {
-    let (parking, keys) = read(backend, group, topic).await?;
+    let read = read(backend, group, topic).await;
+    let (parking, keys) = read.map_err(|error| error.with_operation("redrive").with_context("key", key))?;
     let mut found = false;
     // In two partitions, if the topic has got more of them.
     for parked in keys.iter().filter(|parked| parked.key == *key) {
@@ -80,7 +83,7 @@ async fn read(
     topic: &Topic,
 ) -> Result<(Arc<dyn Parking>, Vec<ParkedKey>), Error> {
     let partitions = backend.describe_topic(topic).await?.partitions.len();
-    let parking = backend.parking(group).await?;
+    let parking = backend.existing_parking(group).await?;
     let mut keys = Vec::new();
     for number in (0..).take(partitions) {
         let partition = PartitionId::new(topic.clone(), number);

@@ -42,6 +42,11 @@ pub struct Recorded<B: ?Sized> {
 }
 
 impl<B: Backend + ?Sized> Recorded<B> {
+    fn recorded(&self, inner: Arc<dyn Parking>, group: &Group) -> Arc<dyn Parking> {
+        let (history, member) = (self.history.clone(), self.member.clone());
+        Arc::new(RecordedParking { inner, history, group: name(group.as_str()), member })
+    }
+
     /// Records into `history` under the name `member`, which nobody else has. Versions come from the header
     /// [`VERSION_HEADER`](super::VERSION_HEADER).
     pub fn new(inner: Arc<B>, history: History, member: impl AsRef<str>) -> Self {
@@ -110,12 +115,11 @@ impl<B: Backend + ?Sized> Backend for Recorded<B> {
     }
 
     async fn parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
-        Ok(Arc::new(RecordedParking {
-            inner: self.inner.parking(group).await?,
-            history: self.history.clone(),
-            group: name(group.as_str()),
-            member: self.member.clone(),
-        }))
+        Ok(self.recorded(self.inner.parking(group).await?, group))
+    }
+
+    async fn existing_parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        Ok(self.recorded(self.inner.existing_parking(group).await?, group))
     }
 
     async fn close(&self, within: Duration) -> Result<(), Error> {

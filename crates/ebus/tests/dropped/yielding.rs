@@ -62,6 +62,11 @@ impl<B: Backend> Backend for Yielding<B> {
         Ok(Arc::new(Yielding(parking)))
     }
 
+    async fn existing_parking(&self, group: &Group) -> Result<Arc<dyn Parking>, Error> {
+        let parking = slowly(self.0.existing_parking(group)).await?;
+        Ok(Arc::new(Yielding(parking)))
+    }
+
     async fn close(&self, within: Duration) -> Result<(), Error> {
         slowly(self.0.close(within)).await
     }

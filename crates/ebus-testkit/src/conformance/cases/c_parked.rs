@@ -351,3 +351,27 @@ pub(super) async fn c25_more_parked_keys_than_are_kept_are_refused(ctx: &Ctx) ->
     assert!(refused.to_string().contains(&format!("at most {fits} keys")), "{refused}");
     Ok(())
 }
+
+/// c27: who only looks creates nothing: of a group that never parked keys, such as one whose name is mistyped, there is nothing, however
+/// often it is asked for; and of one that did, all that its members kept.
+pub(super) async fn c27_who_looks_for_parked_keys_creates_none(ctx: &Ctx) -> Checked {
+    let topic = ctx.topic("looked.at", 2).await?;
+    let (group, typo) = (ctx.group("g"), ctx.group("typo"));
+    let not_there = async |group: &Group| {
+        let refused = ctx.control.existing_parking(group).await.err();
+        assert_eq!(refused.map(|error| error.kind()), Some(ErrorKind::NotFound), "{group}");
+    };
+    not_there(&group).await;
+    not_there(&group).await;
+    let owner = ctx.another("owner").await?;
+    let owners = owner.parking(&group).await?;
+    let place = PartitionId::new(topic, 1);
+    owners.claim(&place, Epoch(1)).await?;
+    owners.keep(&place, Epoch(1), "parked".into()).await?;
+    let looks = ctx.control.existing_parking(&group).await?;
+    assert_eq!(looks.read(&place).await?, Some("parked".into()));
+    looks.ask(&place, "redrive".into()).await?;
+    assert_eq!(owners.asked(&place).await?, ["redrive"]);
+    not_there(&typo).await;
+    Ok(())
+}

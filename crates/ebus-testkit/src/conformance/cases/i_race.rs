@@ -112,6 +112,7 @@ pub(super) async fn i04_dropped_futures_leave_it_usable(ctx: &Ctx) -> Checked {
     if backend.capability().parks_keys {
         dropped_everywhere(|| backend.parking(&group)).await;
         let parking = backend.parking(&group).await?;
+        dropped_everywhere(|| backend.existing_parking(&group)).await;
         let partition = PartitionId::new(topic.clone(), 0);
         dropped_everywhere(|| parking.read(&partition)).await;
         dropped_everywhere(|| parking.asked(&partition)).await;

@@ -137,6 +137,7 @@ pub(super) fn all() -> Vec<Case> {
             c18_handed_over_while_redriving_repeats_nothing
             c19_what_a_former_owner_writes_does_not_count
             c25_more_parked_keys_than_are_kept_are_refused
+            c27_who_looks_for_parked_keys_creates_none
         }
         c_batch Anywhere {
             c20_a_batch_fills_or_comes_of_age
