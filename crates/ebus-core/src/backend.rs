@@ -111,10 +111,9 @@ pub struct SourceOptions {
     pub start: StartPosition,
     /// Bounds of the uncommitted span per partition.
     pub limits: LedgerLimits,
-    /// How often positions are committed when something finished.
-    pub commit_interval: Duration,
-    /// How long a hand-over waits for runs in progress before they are cancelled.
-    pub revoke_within: Duration,
+    // Not public: both are within what every clock can hold.
+    commit_interval: Duration,
+    revoke_within: Duration,
 }
 
 impl SourceOptions {
@@ -142,6 +141,16 @@ impl SourceOptions {
     pub fn with_limits(mut self, limits: LedgerLimits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// How often positions are committed when something finished; [`FOR_EVER`] at most.
+    pub fn commit_interval(&self) -> Duration {
+        self.commit_interval
+    }
+
+    /// How long a hand-over waits for runs in progress before they are cancelled; [`FOR_EVER`] at most.
+    pub fn revoke_within(&self) -> Duration {
+        self.revoke_within
     }
 
     /// How often positions are committed; [`FOR_EVER`] at most.

@@ -88,7 +88,7 @@ pub struct Inbound {
 /// - The partition of a `Revoking` goes to nobody else before `release` or the deadline.
 /// - The span of uncommitted messages of a partition is bounded by the source; it stops reading that partition alone, and
 ///   says so by `Full`.
-/// - What finished is committed every [`commit_interval`](crate::SourceOptions::commit_interval), and once more before
+/// - What finished is committed every [`commit_interval`](crate::SourceOptions::with_commit_interval), and once more before
 ///   `Released`.
 #[async_trait]
 pub trait Source: Send {

@@ -63,11 +63,12 @@ impl MemorySource {
         mut options: SourceOptions,
     ) -> Result<Self, Error> {
         // Commits that fail come back as trouble at this pace.
-        options.commit_interval = options.commit_interval.max(Duration::from_millis(1));
+        let interval = options.commit_interval().max(Duration::from_millis(1));
+        options = options.with_commit_interval(interval);
         let topics = options.topics.iter().map(|topic| broker.topic_or_create(topic, "source"));
         let known = topics.collect::<Result<Vec<_>, _>>()?;
         let now = Instant::now();
-        let member = Member::new(broker.next_member(), options.revoke_within, broker.origin(), now);
+        let member = Member::new(broker.next_member(), options.revoke_within(), broker.origin(), now);
         let member = Arc::new(member);
         connection.add(&member)?;
         let group = broker.with_group(&options.group, |group| {
@@ -107,7 +108,7 @@ impl MemorySource {
         self.open_mail();
         self.hand_over();
         self.commit_asked();
-        if now >= later(self.last_commit, self.options.commit_interval) {
+        if now >= later(self.last_commit, self.options.commit_interval()) {
             self.last_commit = now;
             if let Some(error) = self.commit_all() {
                 self.events.push(SourceEvent::Trouble(error));
@@ -332,7 +333,8 @@ impl MemorySource {
     }
 
     async fn wait(&mut self) {
-        let commit = self.uncommitted().next().map(|_| later(self.last_commit, self.options.commit_interval));
+        let commit =
+            self.uncommitted().next().map(|_| later(self.last_commit, self.options.commit_interval()));
         let due = commit.into_iter().chain(self.group.next_look()).min();
         let woken = self.member.woken().notified();
         let Some(due) = due else { return woken.await };

@@ -92,7 +92,7 @@ impl NatsSource {
                 Ok(Some(token)) => out.push(SourceEvent::Message(Inbound { token, message })),
                 // Finished by a former owner: the watermark may move.
                 Ok(None) => {
-                    let due = now + self.options.commit_interval;
+                    let due = now + self.options.commit_interval();
                     let due = *self.commit_at.get_or_insert(due);
                     self.next_tick = self.next_tick.min(due);
                 }

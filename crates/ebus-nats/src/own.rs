@@ -97,7 +97,7 @@ impl NatsSource {
         }
         if (!*wanted || share.is_none()) && holding.leaving.is_none() {
             self.balance.changed = true;
-            let deadline = now + self.options.revoke_within;
+            let deadline = now + self.options.revoke_within();
             holding.leaving = Some(Leaving { deadline, released: false });
             let deadline = deadline.into_std();
             self.events.push(SourceEvent::Revoking { owned: vec![owned], deadline });
@@ -118,7 +118,7 @@ impl NatsSource {
         };
         if holding.writing.is_some() {
             if commit && self.ownership.has_uncommitted(owned) {
-                self.commit_at = Some(now + self.options.commit_interval);
+                self.commit_at = Some(now + self.options.commit_interval());
             }
         } else if released {
             if holding.blocked_until <= now {

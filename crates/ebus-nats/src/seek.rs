@@ -143,7 +143,7 @@ impl NatsSource {
         let now = Instant::now();
         let lease = Lease::until(self.lease_end(claimed.sent));
         let next_beat = claimed.sent + self.heartbeat();
-        let deadline = now + self.options.revoke_within;
+        let deadline = now + self.options.revoke_within();
         let part = &mut self.parts[at];
         if let Some(stream) = claimed.stream {
             part.stream = stream;

@@ -247,7 +247,7 @@ impl Source for NatsSource {
     fn settle(&mut self, batch: &mut Vec<(Token, Settlement)>) {
         let settled = self.ownership.settle(batch);
         if settled.finished > 0 && self.commit_at.is_none() {
-            let at = Instant::now() + self.options.commit_interval;
+            let at = Instant::now() + self.options.commit_interval();
             self.commit_at = Some(at);
             self.next_tick = self.next_tick.min(at);
         }

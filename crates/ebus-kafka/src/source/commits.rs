@@ -56,7 +56,7 @@ impl KafkaSource {
             owned.push(part.owned);
         }
         if due {
-            self.next_commit = now + self.options.commit_interval;
+            self.next_commit = now + self.options.commit_interval();
         }
         if commits.is_empty() {
             return;
@@ -112,7 +112,7 @@ impl KafkaSource {
             } else {
                 self.out.push(SourceEvent::Trouble(error));
             }
-            self.not_before = Instant::now() + AGAIN.min(self.options.commit_interval);
+            self.not_before = Instant::now() + AGAIN.min(self.options.commit_interval());
         }
     }
 

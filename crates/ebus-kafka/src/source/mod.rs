@@ -204,7 +204,7 @@ impl KafkaSource {
             config: config.clone(),
             not_before: now,
             refused: 0,
-            next_commit: now + options.commit_interval,
+            next_commit: now + options.commit_interval(),
             next_serve: now + SERVE,
             next_marks: Some(now + MARKS),
             longest_hold,

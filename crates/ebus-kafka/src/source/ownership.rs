@@ -182,7 +182,7 @@ impl KafkaSource {
     pub(super) fn revoke(&mut self, places: Vec<Place>) {
         tracing::debug!(group = %self.options.group, ?places, "revoking");
         let now = Instant::now();
-        let deadline = now + self.options.revoke_within.min(self.longest_hold);
+        let deadline = now + self.options.revoke_within().min(self.longest_hold);
         self.forget_pending(&places);
         let (mut open, mut tell) = (Vec::new(), Vec::new());
         for part in self.parts.iter_mut().filter(|part| places.contains(&part.place)) {
