@@ -64,7 +64,57 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use tracing::span;
+
     use super::*;
+
+    /// Counts warnings.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() == tracing::Level::WARN
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn p9_calls_that_block_their_thread_are_warned_of() {
+        let warned = Arc::new(AtomicUsize::new(0));
+        tracing::subscriber::with_default(Warnings(warned.clone()), || {
+            let mut pace = Pace::new();
+            pace.begin();
+            (1..STRIDE).for_each(|_| assert!(!pace.called(0), "none has looked"));
+            std::thread::sleep(BLOCKED + Duration::from_millis(1));
+            assert_eq!(warned.load(SeqCst), 0, "none has looked");
+            assert!(pace.called(0), "it ends the poll");
+            assert_eq!(warned.load(SeqCst), 1, "one of calls that were quick until now");
+            // What waits is not a call: the thread did something else, or rested.
+            std::thread::sleep(BLOCKED + Duration::from_millis(1));
+            pace.begin();
+            std::thread::sleep(BLOCKED / 5);
+            assert!(pace.called(0));
+            assert_eq!(warned.load(SeqCst), 1, "slow, and does not block for so long");
+        });
+    }
 
     #[test]
     fn slow_calls_end_a_poll_soon_and_quick_ones_do_not() {
