@@ -50,7 +50,10 @@ impl HandlerError {
         Self { error: own(error.into()), verdict: Verdict::Permanent }
     }
 
-    /// Worth another attempt after this long, whatever the policy says; also if it was permanent before.
+    /// Worth another attempt, and after this long instead of the policy's delay; also if it was permanent before.
+    ///
+    /// Whether there is another attempt is the policy's to say all the same: its `decide` and `give_up_on` are asked first, and its
+    /// `max_attempts` and `max_elapsed` hold, for a delay of the handler's own too.
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.verdict = Verdict::Retry(Some(after));

@@ -36,21 +36,30 @@ use crate::config::PoolConfig;
 #[must_use]
 pub struct Batch {
     pub(crate) max: usize,
-    pub(crate) max_bytes: usize,
+    /// `None` when nobody has asked for so many.
+    max_bytes: Option<usize>,
     pub(crate) max_age: Duration,
     pub(crate) distinct_keys: bool,
 }
 
+/// The bytes of a batch where nobody says how many, if the budget has so many.
+const DEFAULT_BYTES: usize = 4 << 20;
+
 impl Batch {
-    /// Up to so many messages; 4 MiB and 50 ms unless more is said.
+    /// Up to so many messages; 4 MiB, or the budget if that is less, and 50 ms unless more is said.
     pub const fn of(messages: usize) -> Self {
-        Self { max: messages, max_bytes: 4 << 20, max_age: Duration::from_millis(50), distinct_keys: false }
+        Self { max: messages, max_bytes: None, max_age: Duration::from_millis(50), distinct_keys: false }
     }
 
     /// Up to so many bytes of keys, headers and payloads. A message that is larger is a batch by itself.
     pub const fn max_bytes(mut self, bytes: usize) -> Self {
-        self.max_bytes = bytes;
+        self.max_bytes = Some(bytes);
         self
+    }
+
+    /// The bytes of a batch in a pool with this budget.
+    pub(crate) fn bytes_within(&self, budget: usize) -> usize {
+        self.max_bytes.unwrap_or(DEFAULT_BYTES.min(budget))
     }
 
     /// How long the first message waits for others, from when it was its key's turn. With zero a batch takes what is there
@@ -79,9 +88,10 @@ impl Batch {
         }
         for (what, value, name, budget) in [
             ("messages", self.max, "budget_messages", config.budget_messages),
-            ("bytes", self.max_bytes, "budget_bytes", config.budget_bytes),
+            ("bytes", self.bytes_within(config.budget_bytes), "budget_bytes", config.budget_bytes),
         ] {
-            if value == 0 {
+            // A budget of 0 is refused for itself.
+            if value == 0 && budget > 0 {
                 problems.push(format!("a batch of 0 {what} is never handled; give at least 1"));
             } else if value > budget {
                 problems.push(format!(
@@ -107,5 +117,15 @@ mod tests {
         assert_eq!(problems(11, 101), 2);
         assert_eq!(problems(0, 0), 2);
         assert_eq!(problems(1, 1), 0);
+    }
+
+    /// It was refused for 4,194,304 bytes, which nobody had named.
+    #[test]
+    fn p5_bytes_that_nobody_asked_for_are_those_of_the_budget() {
+        let config = PoolConfig::new(ebus_core::Group::new("g").expect("legal")).with_budget_bytes(1 << 20);
+        assert_eq!(Batch::of(8).problems(&config), Vec::<String>::new());
+        assert_eq!(Batch::of(8).bytes_within(1 << 20), 1 << 20);
+        assert_eq!(Batch::of(8).bytes_within(1 << 30), 4 << 20);
+        assert_eq!(Batch::of(8).max_bytes(4 << 20).problems(&config).len(), 1, "it was asked for");
     }
 }

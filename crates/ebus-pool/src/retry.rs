@@ -115,6 +115,9 @@ impl RetryPolicy {
 
     /// At most this many runs of a message, the first included; then it goes to the dead-letter topic. Counted per ownership:
     /// the next owner of a partition begins at 1.
+    ///
+    /// The messages of a [`Batch`](crate::Batch) that fails as a whole, without naming any of them, run once more even so, each by
+    /// itself: none is given up for what may be the failure of another.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = Some(attempts);

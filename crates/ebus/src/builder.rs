@@ -473,8 +473,9 @@ fn join(mut problems: Vec<Error>) -> Error {
     if problems.len() == 1 {
         return problems.remove(0);
     }
-    let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    Error::new(ErrorKind::ConfigInvalid, all.join("; "))
+    // What failed is said once, in front.
+    let all = problems.into_iter().map(|problem| problem.with_operation("").to_string());
+    Error::new(ErrorKind::ConfigInvalid, all.collect::<Vec<_>>().join("; ")).with_operation("start")
 }
 
 impl std::fmt::Debug for ConsumerBuilder {

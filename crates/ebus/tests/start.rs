@@ -71,6 +71,9 @@ async fn all_that_is_wrong_is_named_at_once() {
     {
         assert!(error.to_string().contains(says), "{error}");
     }
+    // Each part said it, in the middle of the text.
+    let text = error.to_string();
+    assert!(text.starts_with("start: ") && text.matches("start:").count() == 1, "{text}");
     // A group that is refused is not joined: its name is still new.
     assert_eq!(bus.describe_topic("orders").await.expect_err("nobody made it").kind(), ErrorKind::NotFound);
 }

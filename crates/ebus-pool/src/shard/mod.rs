@@ -297,7 +297,10 @@ impl Shard {
                 drop_guarded(route.runner.take());
                 match handling {
                     Handling::Each(runner) => route.runner = Some(runner),
-                    Handling::Batches(batch, runner) => route.batches = Some(Batches::new(batch, runner)),
+                    Handling::Batches(batch, runner) => {
+                        let budget = self.shared.config.budget_bytes;
+                        route.batches = Some(Batches::new(batch, runner, budget));
+                    }
                 }
             }
             // It is what wakes the shard; the flag is read where it counts.

@@ -18,6 +18,7 @@ use crate::shard::{LONGEST_WAIT, Shard};
 /// A topic's handler of batches, and the batch that it gets next.
 pub(in crate::shard) struct Batches {
     batch: Batch,
+    max_bytes: usize,
     pub(in crate::shard) runner: BatchRunner,
     /// Those that are in the next batch, in the order in which they came.
     pub(in crate::shard) gathered: Vec<usize>,
@@ -35,9 +36,10 @@ pub(in crate::shard) struct Batches {
 }
 
 impl Batches {
-    pub(in crate::shard) fn new(batch: Batch, runner: BatchRunner) -> Self {
+    pub(in crate::shard) fn new(batch: Batch, runner: BatchRunner, budget_bytes: usize) -> Self {
         Self {
             batch,
+            max_bytes: batch.bytes_within(budget_bytes),
             runner,
             gathered: Vec::new(),
             messages: 0,
@@ -51,14 +53,14 @@ impl Batches {
 
     /// Counts one message more, if there is room for it.
     fn take(&mut self, bytes: usize) -> bool {
-        let fits = self.messages == 0 || self.bytes + bytes <= self.batch.max_bytes;
+        let fits = self.messages == 0 || self.bytes + bytes <= self.max_bytes;
         self.full |= !fits;
         if self.full {
             return false;
         }
         self.messages += 1;
         self.bytes += bytes;
-        self.full = self.messages >= self.batch.max || self.bytes >= self.batch.max_bytes;
+        self.full = self.messages >= self.batch.max || self.bytes >= self.max_bytes;
         true
     }
 
