@@ -266,9 +266,10 @@ async fn denials(home: Home) -> Tested {
     refused(Driver::join(&backend, &group("g"), &topic).await, ErrorKind::Denied, "does not allow")?;
     refused(backend.parking(&group("g")).await, ErrorKind::Denied, "does not allow")?;
     // Who only looks writes nothing.
-    refused(backend.existing_parking(&group("g")).await, ErrorKind::NotFound, "check its name")?;
-    admin.parking(&group("g")).await?;
-    let looks = backend.existing_parking(&group("g")).await?;
+    let parks = group("g");
+    refused(backend.existing_parking(&parks).await, ErrorKind::NotFound, "check its name")?;
+    admin.parking(&parks).await?;
+    let looks = backend.existing_parking(&parks).await?;
     let partition = PartitionId::new(topic.clone(), 0);
     assert_eq!(looks.read(&partition).await?, None);
     refused(looks.ask(&partition, "request".into()).await, ErrorKind::Denied, "does not allow")?;
