@@ -260,3 +260,38 @@ async fn p6_a_drain_starts_no_batch() {
     dropped.sort_unstable();
     assert_eq!(dropped, [0, 1, 2]);
 }
+
+/// Its key is in two partitions, and so in one lane.
+#[tokio::test(start_paused = true)]
+async fn p1_what_a_hand_over_drops_of_a_batch_is_nothing_of_another_partition_behind_it() {
+    for (within, finished, dropped) in [(10_000, vec![0, 100], vec![2, 1]), (1_000, vec![100], vec![2, 1, 0])]
+    {
+        let (mut script, source) = script();
+        let seen = Seen::new();
+        let noted = seen.clone();
+        let handler = in_batches(move |batch: Vec<Delivery>| {
+            noted.note(&batch);
+            async move {
+                if batch.len() == 1 {
+                    return DONE;
+                }
+                tokio::time::sleep(2_000 * MS).await;
+                BatchOutcome::Each(Failures::new().with(1, retry(MS)))
+            }
+        });
+        let handlers = Handlers::new().batch(topic(), Batch::of(3).max_age(50 * MS), handler);
+        let _pool = Pool::start_with(source, one_shard(), handlers).expect("valid");
+        let (leaves, stays) = (script.assign(0), script.assign(1));
+        script.rewind(stays, 100);
+        for owned in [leaves, leaves, leaves, stays] {
+            script.deliver(owned, Some("a"));
+        }
+        until("the batch runs", || seen.given().len() == 1).await;
+        script.revoke(leaves, within * MS);
+        until("released", || script.released()).await;
+        until("the other partition goes on", || script.finished() == finished).await;
+        let mut left = script.dropped();
+        left.sort_by_key(|offset| std::cmp::Reverse(*offset));
+        assert_eq!(left, dropped, "within {within} ms");
+    }
+}

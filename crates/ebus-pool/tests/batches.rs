@@ -461,3 +461,36 @@ async fn p4_what_a_hand_over_leaves_of_a_batch_waits_for_nothing_if_one_waits_fo
         assert_eq!(seen.offsets(), expected, "one waits: {one_waits}");
     }
 }
+
+/// Of its own it hears nothing: what fills the budget goes to the other shard.
+#[tokio::test(start_paused = true)]
+async fn p5_what_gathers_in_a_shard_that_rests_goes_when_the_budget_is_full() {
+    let (mut script, source) = script();
+    let stuck = handler(|_| std::future::pending::<Outcome>());
+    let seen = Seen::new();
+    let noted = seen.clone();
+    let quick = in_batches(move |batch| {
+        noted.note(&batch);
+        async { DONE }
+    });
+    let other = Topic::new("others").expect("legal");
+    let batch = Batch::of(60).max_age(Duration::from_secs(3_600));
+    let handlers = Handlers::new().on(topic(), stuck).batch(other.clone(), batch, quick);
+    let config = one_shard().with_shards(2).with_budget_messages(64);
+    let _pool = Pool::start_with(source, config, handlers).expect("valid");
+    let hot = script.assign(0);
+    let id = PartitionId::new(other, 0);
+    let assigned = script.ownership().assign(id, Epoch(1), &Position::default(), Lease::unlimited());
+    let batched = assigned.owned;
+    script.send(SourceEvent::Assigned { owned: vec![assigned] });
+    // Without a key, they go round: one to each shard.
+    script.deliver(batched, None);
+    script.deliver(batched, None);
+    tokio::time::sleep(10 * MS).await;
+    assert_eq!(seen.given(), [], "they gather");
+    for _ in 0..100 {
+        script.deliver(hot, Some("hot"));
+    }
+    until("both are handled", || seen.given().len() == 2).await;
+    assert!(seen.since.elapsed() < Duration::from_secs(60), "{:?}", seen.given());
+}

@@ -193,3 +193,33 @@ async fn p4_a_shard_that_rests_holds_no_slot() {
         until("it is done", || script.finished().len() == count).await;
     }
 }
+
+/// Nearly full is a budget of which less than the 64th part is free. In real time: beside a driver that spins, paused time would stand still.
+#[tokio::test]
+async fn p5_a_nearly_full_pool_goes_on_reading() {
+    let (mut script, source) = script();
+    let pool = Pool::start(source, config().with_budget_messages(6_400)).expect("valid");
+    pool.subscribe(
+        topic(),
+        handler(|delivery| async move {
+            if delivery.key().is_some_and(|key| *key == "stuck".into()) {
+                std::future::pending::<()>().await;
+            }
+            Outcome::Ack
+        }),
+    )
+    .expect("open");
+    let owned = script.assign(0);
+    for _ in 0..6_350 {
+        script.deliver(owned, Some("stuck"));
+    }
+    for i in 0..200 {
+        script.deliver(owned, Some(&format!("k{i}")));
+    }
+    let done = async {
+        while script.finished().len() < 200 {
+            tokio::time::sleep(MS).await;
+        }
+    };
+    tokio::time::timeout(30 * S, done).await.expect("all but the stuck ones are handled");
+}

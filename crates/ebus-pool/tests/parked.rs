@@ -214,6 +214,19 @@ async fn p9_a_partition_that_waits_for_its_list_can_be_revoked_lost_and_drained(
 }
 
 #[tokio::test(start_paused = true)]
+async fn p9_nobody_asks_for_the_list_of_a_partition_that_is_lost() {
+    let world = world(&[], 10);
+    world.letters.state().store_fails = Some(ErrorKind::Unavailable);
+    let owned = world.script.assign(0);
+    until("it is asked for", || world.letters.state().claims >= 2).await;
+    world.script.lose(owned);
+    tokio::time::sleep(MS).await;
+    let before = world.letters.state().claims;
+    tokio::time::sleep(60 * 1000 * MS).await;
+    assert_eq!(world.letters.state().claims, before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn p1_a_dead_letter_is_settled_only_after_the_list_is_written() {
     let mut world = world(&[0], 10);
     let owned = world.script.assign(0);

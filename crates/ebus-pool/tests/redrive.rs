@@ -131,3 +131,42 @@ async fn p1_a_redrive_waits_for_the_letter_that_is_on_its_way() {
     until("it is answered", || letters.state().requests.is_empty()).await;
     assert_eq!(log.starts()[2..], [2, 3, 4, 5]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn p4_a_redrive_waits_for_no_letter_of_another_key() {
+    let (mut script, letters, log, pool, owned) = parked().await;
+    letters.state().publish_fails = true;
+    script.deliver(owned, Some("b"));
+    while pool.state().await.dead_letter_error.is_none() {
+        tokio::time::sleep(MS).await;
+    }
+    assert_eq!(redriven(&letters).await, None);
+    assert_eq!(log.starts()[2..], [2, 3, 4]);
+}
+
+/// Both are held; the lane that goes on is the one whose redrive has ended.
+#[tokio::test(start_paused = true)]
+async fn p4_a_key_that_was_redriven_goes_on_while_another_one_is_held() {
+    let (mut script, letters, log, _pool, owned) = parked().await;
+    letters.redrive("b").await.expect("it is parked");
+    until("it runs", || log.starts().len() == 3).await;
+    script.deliver(owned, Some("b"));
+    letters.redrive("a").await.expect("it is parked");
+    until("it runs", || log.starts().len() == 4).await;
+    let next = script.deliver(owned, Some("a"));
+    let begun = tokio::time::Instant::now();
+    until("a goes on", || script.finished().contains(&next)).await;
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(log.starts()[2..], [0, 2, 3, 4, next]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p8_the_list_says_how_far_a_redrive_has_come() {
+    let (_script, letters, log, _pool, _) = parked().await;
+    letters.redrive("b").await.expect("it is parked");
+    tokio::time::sleep(Duration::from_secs(3_660)).await;
+    until("the second one runs", || log.starts()[2..] == [0, 1]).await;
+    let parked = letters.parked().await.into_iter().find(|parked| parked.key == "b".into());
+    let parked = parked.expect("one of them is left");
+    assert_eq!((parked.offset, parked.redriven.0, parked.next_letter), (0, 1, 1));
+}

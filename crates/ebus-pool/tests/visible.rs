@@ -362,6 +362,8 @@ async fn a_retry_after_a_week_runs_after_a_week() {
     script.deliver(owned, Some("a"));
     tokio::time::sleep((7 * 86_400 - 1) * S).await;
     assert_eq!(log.starts(), [0]);
+    let next_retry = pool.state().await.stuck[0].next_retry.expect("it waits for that");
+    assert!((S - 10 * MS..=S + 10 * MS).contains(&next_retry), "{next_retry:?}");
     tokio::time::sleep(2 * S).await;
     assert_eq!(script.finished(), [0]);
 }

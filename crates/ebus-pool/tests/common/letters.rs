@@ -31,6 +31,8 @@ pub struct State {
     pub kept: usize,
     /// Reading letters fails.
     pub read_fails: bool,
+    /// How often the list was asked for.
+    pub claims: usize,
     /// From where letters were read.
     pub reads: Vec<u64>,
     pub max_bytes: Option<usize>,
@@ -51,6 +53,7 @@ impl Default for State {
             publish_fails: false,
             kept: 0,
             read_fails: false,
+            claims: 0,
             reads: Vec::new(),
             max_bytes: None,
             source_end: 1 << 40,
@@ -133,6 +136,7 @@ impl Parking for Letters {
 
     async fn claim(&self, _: &PartitionId, epoch: Epoch) -> Result<Option<Bytes>, Error> {
         let mut state = self.state();
+        state.claims += 1;
         if let Some(kind) = state.store_fails {
             return Err(failed(kind));
         }
