@@ -166,7 +166,7 @@ impl Shard {
     }
 
     fn pass(&mut self, cx: &mut Context<'_>) -> Pass {
-        let mut pass = Pass { closed: self.take_commands(), ..Pass::default() };
+        let mut pass = Pass { progress: false, enough: false, closed: self.take_commands() };
         for _ in 0..CHUNK {
             if pass.closed || pass.enough {
                 break;
@@ -456,7 +456,6 @@ impl Shard {
 }
 
 /// What a pass came to.
-#[derive(Default)]
 struct Pass {
     /// Something was done, so that there may be more.
     progress: bool,
