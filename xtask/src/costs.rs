@@ -32,8 +32,10 @@ const TOLERANCE: f64 = 0.03;
 const OTHER_COMPILER: f64 = 0.15;
 /// The same for instructions of what is held: how far a shard has got with its lists when all is read is up to time.
 const OF_HELD: f64 = 0.25;
-/// What two runs of the same program may differ by where the figure is about nothing: in allocations and in bytes.
-const NOISE: [f64; 3] = [1.0, 0.01, 4.0];
+/// What two runs of the same program may differ by where the figure is about nothing: in allocations and in bytes. How many lists are on
+/// their way at a time is up to time, also when a machine is busy: 0.017 allocations more than stored were seen. What is to be found
+/// here is one for each message, or for each run.
+const NOISE: [f64; 3] = [1.0, 0.05, 4.0];
 const UNITS: [&str; 3] = ["instructions", "allocations", "bytes held"];
 
 #[derive(Debug, clap::Args)]
@@ -241,9 +243,9 @@ mod tests {
     #[test]
     fn what_is_dearer_by_more_than_three_per_cent_fails() {
         let stored = one(1_000.0, 0.0, 200.0);
-        assert!(report(&one(1_029.0, 0.009, 203.0), Some(&stored)));
+        assert!(report(&one(1_029.0, 0.049, 203.0), Some(&stored)));
         assert!(report(&one(500.0, 0.0, 100.0), Some(&stored)), "cheaper");
-        for dearer in [one(1_031.0, 0.0, 200.0), one(1_000.0, 0.02, 200.0), one(1_000.0, 0.0, 207.0)] {
+        for dearer in [one(1_031.0, 0.0, 200.0), one(1_000.0, 0.06, 200.0), one(1_000.0, 0.0, 207.0)] {
             assert!(!report(&dearer, Some(&stored)), "{dearer:?}");
         }
     }
@@ -252,7 +254,7 @@ mod tests {
     fn another_compiler_may_make_more_instructions_and_not_more_allocations() {
         let stored = Stored { compiler: "another".into(), ..one(1_000.0, 0.0, 200.0) };
         assert!(report(&one(1_149.0, 0.0, 200.0), Some(&stored)));
-        for dearer in [one(1_151.0, 0.0, 200.0), one(1_000.0, 0.02, 200.0), one(1_000.0, 0.0, 207.0)] {
+        for dearer in [one(1_151.0, 0.0, 200.0), one(1_000.0, 0.06, 200.0), one(1_000.0, 0.0, 207.0)] {
             assert!(!report(&dearer, Some(&stored)), "{dearer:?}");
         }
     }
