@@ -109,10 +109,14 @@ mod tests {
             assert_eq!(warned.load(SeqCst), 1, "one of calls that were quick until now");
             // What waits is not a call: the thread did something else, or rested.
             std::thread::sleep(BLOCKED + Duration::from_millis(1));
+            let begun = Instant::now();
             pace.begin();
             std::thread::sleep(BLOCKED / 5);
             assert!(pace.called(0));
-            assert_eq!(warned.load(SeqCst), 1, "slow, and does not block for so long");
+            // A busy machine may sleep for longer.
+            if begun.elapsed() < BLOCKED {
+                assert_eq!(warned.load(SeqCst), 1, "slow, and does not block for so long");
+            }
         });
     }
 
