@@ -222,12 +222,19 @@ async fn p3_without_a_coordinator_all_is_lost_by_our_own_clock(mock: Mock) -> Te
 }
 
 /// Of a cluster that has just started, no broker says for a moment that it is the group's coordinator.
-async fn p9_a_join_waits_for_a_coordinator_that_is_not_one_yet(mock: Mock, asked: Api) -> Tested {
-    let backend = Mocked::connect(&mock, |config| config).await?;
+async fn p9_a_join_waits_for_a_coordinator_that_is_not_one_yet(
+    mock: Mock,
+    asked: Api,
+    times: usize,
+) -> Tested {
+    // A busy machine takes longer for each refusal.
+    let patient = Duration::from_secs(40);
+    let backend = Mocked::connect(&mock, |config| config.with_request_timeout(patient)).await?;
     let topic = fresh("young")?;
     mock.create_topic(topic.as_str(), 2)?;
     publish(&*backend, &topic, 40).await?;
-    mock.with(move |cluster| cluster.request_errors(asked, &[RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 20]));
+    let refusals = vec![RD_KAFKA_RESP_ERR_NOT_COORDINATOR; times];
+    mock.with(move |cluster| cluster.request_errors(asked, &refusals));
     let mut member = Raw::join(&*backend, options(&topic)?).await?;
     until("all messages are there", [&mut member], |[member]| member.inbound.len() == 40).await?;
     member.close().await?;
@@ -328,10 +335,10 @@ fn main() {
             p3_without_a_coordinator_all_is_lost_by_our_own_clock,
         ),
         trial("p9_a_join_waits_for_a_coordinator_that_has_no_offsets_yet", |mock| {
-            p9_a_join_waits_for_a_coordinator_that_is_not_one_yet(mock, Api::OffsetFetch)
+            p9_a_join_waits_for_a_coordinator_that_is_not_one_yet(mock, Api::OffsetFetch, 4)
         }),
         trial("p9_a_join_waits_for_a_coordinator_that_takes_no_offsets_yet", |mock| {
-            p9_a_join_waits_for_a_coordinator_that_is_not_one_yet(mock, Api::OffsetCommit)
+            p9_a_join_waits_for_a_coordinator_that_is_not_one_yet(mock, Api::OffsetCommit, 6)
         }),
         trial("a_broker_that_is_away_for_a_moment_is_no_loss", a_broker_that_is_away_for_a_moment_is_no_loss),
     ];
