@@ -19,9 +19,9 @@ use crate::config::PoolConfig;
 /// ```
 ///
 /// While the budget of the pool is nearly full, or one of its partitions is not read because it holds too much, what has gathered
-/// waits for nothing: a long age does not slow a backlog down. Neither does what has gathered of a partition that is not read on
-/// because one unfinished message may hold up no more there (`max_span`, or where offsets have gaps the text that is committed): a
-/// batch of more messages than that is handed over as it is, and fills only from several partitions.
+/// waits for nothing: a long age does not slow a backlog down. What has gathered of a partition that is not read on because one
+/// unfinished message may hold up no more there (`max_span`, or where offsets have gaps the text that is committed) waits 50 ms at
+/// most: a batch of more messages than that is handed over as it is, and fills only from several partitions.
 ///
 /// # What is together waits together
 /// All keys of a batch go on when the batch has ended: a handler that is slow with one message, or hangs, holds them all. If

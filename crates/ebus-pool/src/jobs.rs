@@ -33,7 +33,7 @@ pub(crate) enum ToShard {
     /// What has gathered for batches is looked at again: it waits for nothing from now on.
     Press,
     /// Nothing more of this ownership is read before some of it is finished (true), or it is read again: what has gathered of it for
-    /// batches waits for nothing meanwhile.
+    /// batches does not wait for its whole age meanwhile.
     Full { owned: Owned, full: bool },
     /// This topic is given up: drop its handler once nothing of it is owned.
     GiveUp(Topic),

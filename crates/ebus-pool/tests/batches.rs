@@ -125,6 +125,23 @@ async fn p5_what_gathers_waits_for_nothing_that_a_full_partition_cannot_bring() 
     assert!(seen.since.elapsed() < Duration::from_secs(60));
 }
 
+/// Runs of it end meanwhile, and make room for more.
+#[tokio::test(start_paused = true)]
+async fn p4_what_comes_soon_of_a_full_partition_goes_in_one_batch() {
+    let (mut script, source) = script();
+    let batch = Batch::of(3).max_age(Duration::from_secs(3_600));
+    let (_pool, seen) = pool_that_says(source, one_shard(), batch, |_| DONE);
+    let owned = script.assign(0);
+    script.deliver(owned, Some("a"));
+    script.send(SourceEvent::Full { full: vec![owned], freed: vec![] });
+    for key in ["b", "c"] {
+        tokio::time::sleep(20 * MS).await;
+        script.deliver(owned, Some(key));
+    }
+    until("it is full", || script.finished().len() == 3).await;
+    assert_eq!(seen.offsets(), [[0, 1, 2]]);
+}
+
 /// A pool with one slot whose handler waits until it is let go.
 fn held_pool(source: Box<ScriptedSource>) -> (Pool, Seen, Arc<AtomicBool>) {
     let (seen, open) = (Seen::new(), Arc::new(AtomicBool::new(false)));

@@ -63,8 +63,10 @@ async fn ask(parking: &dyn Parking, parked: &ParkedKey) -> Result<(), Error> {
     let before = parking.asked(partition).await?;
     let before: Vec<_> = before.into_iter().filter_map(|text| Some((same(&text)?.asked, text))).collect();
     request.asked = later_than(before.iter().map(|(asked, _)| *asked), now);
-    parking.ask(partition, request.encode()).await?;
-    for (_, former) in &before {
+    let request = request.encode();
+    parking.ask(partition, request.clone()).await?;
+    // One of the largest time there is was not asked by us, and is as good as the one that could not be later.
+    for (_, former) in before.iter().filter(|(_, former)| *former != request) {
         if let Err(error) = parking.answered(partition, former).await {
             tracing::debug!(%partition, error = %error.chain(), "a former request stays; it is done together with this one");
         }

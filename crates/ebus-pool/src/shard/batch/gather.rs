@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::atomic::Ordering::SeqCst;
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ebus_core::Owned;
 use tokio::time::Sleep;
@@ -14,6 +14,10 @@ use crate::lane::{Lane, Phase, now};
 use crate::runner::drop_guarded;
 use crate::shard::tenure::Tenure;
 use crate::shard::{LONGEST_WAIT, Shard};
+
+/// How long what has gathered of a partition that is full still waits, if its batch does not say less: runs that end meanwhile make room
+/// for more of it, so that a backlog goes in whole batches, and where nothing ends this is all that it waits in vain.
+const FULL_AGE: Duration = Duration::from_millis(50);
 
 /// A topic's handler of batches, and the batch that it gets next.
 pub(in crate::shard) struct Batches {
@@ -26,8 +30,7 @@ pub(in crate::shard) struct Batches {
     bytes: usize,
     /// One that came did not fit any more.
     full: bool,
-    /// It waits for nothing: one waits that cannot come, because its key is in already, or one is of a partition of which nothing
-    /// more comes before some of it is finished.
+    /// It waits for nothing: one waits that cannot come, because its key is in already.
     pressed: bool,
     /// When it has waited long enough.
     due: Instant,
@@ -65,7 +68,10 @@ impl Batches {
     }
 
     fn wait_from(&mut self, since: Instant) {
-        let due = since + self.batch.max_age.min(LONGEST_WAIT);
+        self.wait_until(since + self.batch.max_age.min(LONGEST_WAIT));
+    }
+
+    fn wait_until(&mut self, due: Instant) {
         if self.gathered.is_empty() || due < self.due {
             self.due = due;
             self.alarm.as_mut().reset(due.into());
@@ -117,20 +123,24 @@ impl Shard {
         // One that failed has waited before, and not for others.
         batches.wait_from(if lane.head.attempts == 0 { lane.head.since } else { self.now });
         batches.gathered.push(id);
-        batches.pressed |= is_full(&self.tenures, lane);
+        if is_full(&self.tenures, lane) {
+            batches.wait_until(self.now + FULL_AGE);
+        }
         lane.phase = Phase::Gathering { taken: 1 };
         self.gather_more(route, id);
         true
     }
 
-    /// Nothing more of a partition comes before some of it is finished: what has gathered of it waits for nothing.
+    /// Nothing more of a partition comes before some of it is finished: what has gathered of it does not wait for its whole age.
     pub(in crate::shard) fn is_full(&mut self, owned: Owned, full: bool) {
         let Some(tenure) = self.tenure(owned) else { return };
         tenure.full = full;
         let route = tenure.route;
         let Some(batches) = self.routes[route].batches.as_mut().filter(|_| full) else { return };
         let lanes = &self.lanes;
-        batches.pressed |= batches.gathered.iter().any(|id| lanes[*id].head.job.token.owned() == owned);
+        if batches.gathered.iter().any(|id| lanes[*id].head.job.token.owned() == owned) {
+            batches.wait_until(now() + FULL_AGE);
+        }
     }
 
     /// Takes what follows the head of a lane too, as far as there is room.
@@ -166,7 +176,6 @@ impl Shard {
             }
             batches.gathered.push(id);
             batches.pressed |= batches.batch.distinct_keys && !lane.queue.is_empty();
-            batches.pressed |= is_full(&self.tenures, lane);
         }
     }
 
