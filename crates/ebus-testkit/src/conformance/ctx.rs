@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ebus_core::{
-    Backend, Capability, Committed, Error, Group, Message, NextOffset, Publish, PublishFuture, Publisher,
-    ReadRange, Receipt, Topic, TopicSpec,
+    Backend, Capability, Committed, Error, ErrorKind, Group, Message, NextOffset, Publish, PublishFuture,
+    Publisher, ReadRange, Receipt, Topic, TopicSpec,
 };
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::failure::Checked;
 use super::faults::{Faults, LogFaults};
@@ -128,7 +129,17 @@ impl Ctx {
         let topic = self.absent_topic(label);
         let replicas = self.own_broker.as_ref().map_or(1, |broker| broker.nodes().min(3));
         let spec = TopicSpec::new(topic.clone(), partitions).with_replicas(replicas as u16);
-        self.control.create_topic(&spec).await?;
+        let end = Instant::now() + self.patience();
+        let mut created = self.control.create_topic(&spec).await;
+        // A cluster that has just started may need more than one request's time to agree on a new topic. Asked by another connection, for
+        // all that the first one has been told before.
+        while created.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable)
+            && Instant::now() < end
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            created = self.another(&self.unique("creator")).await?.create_topic(&spec).await;
+        }
+        created?;
         if let Some(broker) = &self.own_broker {
             broker.has_topic(&topic);
         }
